@@ -1,0 +1,1 @@
+"""Radiographs and networks: everything that needs no Ray, usable from a notebook."""

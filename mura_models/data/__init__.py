@@ -1,0 +1,1 @@
+"""From files on disk to one table of images, their folds and their pixels."""

@@ -1,0 +1,43 @@
+"""The exceptions of both packages.
+
+MuraError
+├── UserError            a mistake the user can mend: one line on the terminal, exit code 2
+│   ├── ConfigError      an option or setting
+│   ├── DataError        the data set as a whole
+│   ├── WeightsError     a file of weights, or none where one is needed
+│   └── BundleError      a bundle that is damaged or of another version
+├── ImageError           one image that cannot be used: a row in quarantine.csv
+└── RunError             a part of the run that failed: recorded and reported, exit code 1
+"""
+
+
+class MuraError(Exception):
+    """Root of everything raised on purpose here."""
+
+
+class UserError(MuraError):
+    """A mistake the user can mend; its text is one line that says what was given and what is allowed."""
+
+
+class ConfigError(UserError):
+    """An option or setting that cannot be."""
+
+
+class DataError(UserError):
+    """A data set that cannot be used as a whole."""
+
+
+class WeightsError(UserError):
+    """Weights that are missing, damaged or made for another network."""
+
+
+class BundleError(UserError):
+    """A bundle that is damaged, tampered with or of another version."""
+
+
+class ImageError(MuraError):
+    """One image that cannot be used; its text is the reason written to quarantine.csv."""
+
+
+class RunError(MuraError):
+    """A part of the run that failed while the rest goes on."""
