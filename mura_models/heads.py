@@ -1,0 +1,93 @@
+"""The last layers, K of them side by side: one head a fold, all trained by the same matrix products.
+
+Shapes: K heads (folds), B rows, D features, H hidden units, C outputs (1 for abnormal or not, else the number of bones).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mura_models.errors import ConfigError
+
+ProbeRecipe = Literal["linear_probe", "mlp_probe"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadSettings:
+    """The shape of one kind of head."""
+
+    recipe: ProbeRecipe
+    num_heads: int
+    num_features: int
+    num_outputs: int = 1
+    hidden_size: int = 512
+    """Width of `mlp_probe`'s hidden layer (paper 3.2: 512)."""
+    activation: Literal["relu", "none"] = "relu"
+    """Between the two layers of `mlp_probe`; the paper names none, which makes the two one linear map."""
+
+    def __post_init__(self) -> None:
+        if self.recipe not in ("linear_probe", "mlp_probe"):
+            raise ConfigError(f"recipe={self.recipe!r}: a head is a linear_probe or an mlp_probe")
+        for name in ("num_heads", "num_features", "num_outputs", "hidden_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.activation not in ("relu", "none"):
+            raise ConfigError(f"activation={self.activation!r}: must be relu or none")
+
+
+class Heads(nn.Module):
+    """K heads over standardised features; head k never sees the rows of fold k."""
+
+    mean_KD: Tensor
+    scale_KD: Tensor
+
+    def __init__(self, settings: HeadSettings, *, seed: int = 0) -> None:
+        super().__init__()
+        self.settings = settings
+        generator = torch.Generator().manual_seed(seed)
+        sizes = [settings.num_features, settings.num_outputs]
+        if settings.recipe == "mlp_probe":
+            sizes.insert(1, settings.hidden_size)
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+            bound = 1 / math.sqrt(fan_in)  # as torch.nn.Linear starts
+            for parameters, shape in ((self.weights, (fan_in, fan_out)), (self.biases, (1, fan_out))):
+                start = torch.empty(settings.num_heads, *shape).uniform_(-bound, bound, generator=generator)
+                parameters.append(nn.Parameter(start))
+        self.register_buffer("mean_KD", torch.zeros(settings.num_heads, settings.num_features))
+        self.register_buffer("scale_KD", torch.ones(settings.num_heads, settings.num_features))
+
+    def standardise_by(self, mean_KD: Tensor, std_KD: Tensor) -> None:
+        """Take each head's feature mean and standard deviation from its own training rows."""
+        self.mean_KD.copy_(mean_KD)
+        self.scale_KD.copy_(1 / std_KD.clamp(min=1e-3))  # a feature that never varies says nothing
+
+    def forward(self, features_KBD: Tensor) -> Tensor:
+        """Give each head's logits [K, B, C] for its own rows."""
+        hidden_KBD = (features_KBD - self.mean_KD[:, None]) * self.scale_KD[:, None]
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if layer and self.settings.activation == "relu":
+                hidden_KBD = hidden_KBD.relu()
+            hidden_KBD = torch.baddbmm(bias, hidden_KBD, weight)
+        return hidden_KBD
+
+    def forward_one(self, head: int, features_BD: Tensor) -> Tensor:
+        """Give the logits [B, C] of head number `head`."""
+        hidden_BD = (features_BD - self.mean_KD[head]) * self.scale_KD[head]
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if layer and self.settings.activation == "relu":
+                hidden_BD = hidden_BD.relu()
+            hidden_BD = torch.addmm(bias[head], hidden_BD, weight[head])
+        return hidden_BD
+
+    @torch.no_grad()
+    def mean_logit(self, features_BD: Tensor) -> Tensor:
+        """Give the shipped model's logits [B, C]: the mean over the K heads."""
+        total_BC = self.forward_one(0, features_BD)
+        for head in range(1, self.settings.num_heads):
+            total_BC = total_BC + self.forward_one(head, features_BD)
+        return total_BC / self.settings.num_heads
