@@ -23,9 +23,7 @@ class Calibration:
     threshold: float
 
 
-def calibrate(
-    logits: npt.NDArray[np.floating[Any]], labels: Ints, study_codes: npt.NDArray[Any]
-) -> Calibration:
+def calibrate(logits: npt.NDArray[np.floating[Any]], labels: Ints, study_codes: npt.NDArray[Any]) -> Calibration:
     """Fit the temperature on images, then the threshold on the mean probabilities of their studies.
 
     Raises ValueError where a study carries two labels.

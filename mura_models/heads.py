@@ -1,10 +1,11 @@
 """The last layers, K of them side by side: one head a fold, all trained by the same matrix products.
 
-Shapes: K heads (folds), B rows, D features, H hidden units, C outputs (1 for abnormal or not, else the number of bones).
+Shapes: K heads (folds), B rows, D features, C outputs (1 for abnormal or not, one a bone for the router).
 """
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -53,7 +54,7 @@ class Heads(nn.Module):
             sizes.insert(1, settings.hidden_size)
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        for fan_in, fan_out in pairwise(sizes):
             bound = 1 / math.sqrt(fan_in)  # as torch.nn.Linear starts
             for parameters, shape in ((self.weights, (fan_in, fan_out)), (self.biases, (1, fan_out))):
                 start = torch.empty(settings.num_heads, *shape).uniform_(-bound, bound, generator=generator)

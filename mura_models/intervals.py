@@ -59,9 +59,7 @@ def compare(a: Scored, b: Scored, *, metric: str, num_resamples: int = 2000, see
     p = min(1, 2 (1 + min(#{d <= 0}, #{d >= 0})) / (1 + R)). Raises ValueError where the rows differ.
     """
     one_group = np.zeros(len(a.labels), np.int64)
-    comparison = compare_mean_of_groups(
-        a, b, one_group, metric=metric, num_resamples=num_resamples, seed=seed
-    )
+    comparison = compare_mean_of_groups(a, b, one_group, metric=metric, num_resamples=num_resamples, seed=seed)
     del comparison["left_out"], comparison["too_few"]
     return comparison
 
@@ -126,9 +124,7 @@ def _gain(a: Scored, b: Scored, metric: str) -> float:
     return score(a, (metric,))[metric] - score(b, (metric,))[metric]
 
 
-def _resample_gains(
-    pairs: Sequence[tuple[Scored, Scored]], metric: str, num_resamples: int, seed: int
-) -> Floats:
+def _resample_gains(pairs: Sequence[tuple[Scored, Scored]], metric: str, num_resamples: int, seed: int) -> Floats:
     """Average a - b over the pairs, one value a resample in which every pair has the metric."""
     parts = [a for a, _ in pairs] + [b for _, b in pairs]
     values = _resample(parts, (metric,), num_resamples, seed)[metric]
@@ -136,9 +132,7 @@ def _resample_gains(
     return gains[~np.isnan(gains)]
 
 
-def _resample(
-    parts: Sequence[Scored], metrics: Sequence[str], num_resamples: int, seed: int
-) -> dict[str, Floats]:
+def _resample(parts: Sequence[Scored], metrics: Sequence[str], num_resamples: int, seed: int) -> dict[str, Floats]:
     """Compute metrics, [parts, R] each, with the patients of all parts drawn together."""
     codes = np.unique(np.concatenate([part.patients for part in parts]))
     coded = [replace(part, patients=np.searchsorted(codes, part.patients)) for part in parts]

@@ -1,0 +1,59 @@
+# Every target works on a fresh clone: it makes .venv first, and installs nothing where .venv is up to date.
+#   make run ARGS="--data manifest.csv"     PYTHON=python3.12 picks the Python that .venv is made from
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SLOW := slow or cluster or browser
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install run test test-slow test-all lint types check clean
+
+help:
+	@echo "make run        the study over all bones; ARGS=... is appended to the command"
+	@echo "make test       the fast tests"
+	@echo "make test-all   the fast tests, then those with several nodes, a browser or minutes to spend"
+	@echo "make check      lint, types and the fast tests"
+	@echo "make clean      remove .venv and caches; runs/ stays"
+
+install: $(INSTALLED)
+
+run: $(INSTALLED)
+	$(BIN)/python run_study.py --all-bones $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not ($(SLOW))" $(ARGS)
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m "$(SLOW)" $(ARGS)
+
+test-all: test test-slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and by itself, so that a torch that is already there (another build, say) is kept.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "PYTHON=$(PYTHON): must be Python 3.11 or newer; name one, as in make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "PYTHON=$(PYTHON): has no venv module; install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@echo "Making .venv (once, some minutes)"
+	@$(PYTHON) -m venv .venv
+	@echo "Installing torch and torchvision"
+	@$(PIP_INSTALL) torch torchvision
+	@echo "Installing the project and what else it needs"
+	@$(PIP_INSTALL) -e ".[dev]"
+	@touch $@

@@ -1,0 +1,109 @@
+"""Router and served models together: embeddings -> which bone, how likely abnormal, and the prediction.
+
+Shapes: N images, D features, C bones (classes).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mura_models.calibration import Calibration, apply_temperature
+from mura_models.heads import Heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbnormalityModel:
+    """A specialist or a baseline with its calibration."""
+
+    target: str
+    recipe: str
+    heads: Heads
+    calibration: Calibration
+
+    @property
+    def name(self) -> str:
+        """Its search's name, by which the assembly knows it."""
+        return f"{self.target}/{self.recipe}"
+
+    def rate(self, features_ND: np.ndarray) -> np.ndarray:
+        """Give `p_abnormal` [N], calibrated."""
+        logits_N1 = self.heads.mean_logit(torch.from_numpy(features_ND.astype(np.float32)))
+        return apply_temperature(logits_N1.squeeze(1).numpy(), self.calibration.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """The bone named for each image, one for all images of a study."""
+
+    bones: np.ndarray
+    """Class number [N]."""
+    p_bone: np.ndarray
+    """Probability [N] of that bone, the mean over the study's images."""
+    image_bones: np.ndarray
+    """Class number [N] that each image alone would be given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """What a bundle holds, in memory."""
+
+    classes: tuple[str, ...]
+    router: Heads | None
+    """None where the data has one bone only."""
+    models: Mapping[str, AbnormalityModel]
+    """By name."""
+    serving: Mapping[str, str]
+    """Bone -> name of the model that answers for it."""
+
+    def keep_served(self) -> "Assembly":
+        """Drop the models that answer for no bone."""
+        models = {name: model for name, model in self.models.items() if name in self.serving.values()}
+        return replace(self, models=models)
+
+    def route(self, features_ND: np.ndarray, studies: np.ndarray) -> Routing:
+        """Name each study's bone by the mean of its images' router probabilities."""
+        if self.router is None:
+            nothing = np.zeros(len(features_ND), np.int64)
+            return Routing(bones=nothing, p_bone=np.ones(len(features_ND)), image_bones=nothing)
+        logits_NC = self.router.mean_logit(torch.from_numpy(features_ND.astype(np.float32)))
+        p_NC = logits_NC.double().softmax(1).numpy()
+        _, study_of_image = np.unique(studies, return_inverse=True)
+        sums_SC = np.zeros((study_of_image.max(initial=-1) + 1, p_NC.shape[1]))
+        np.add.at(sums_SC, study_of_image, p_NC)
+        mean_NC = (sums_SC / np.bincount(study_of_image)[:, None])[study_of_image]
+        return Routing(bones=mean_NC.argmax(1), p_bone=mean_NC.max(1), image_bones=p_NC.argmax(1))
+
+    def answer(
+        self, ratings: Mapping[str, np.ndarray], bones: np.ndarray, serving: Mapping[str, str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Give `p_abnormal` and threshold [N] when `serving` answers for images of these `bones` (class numbers).
+
+        `ratings` holds each model's `p_abnormal` for all images.
+        """
+        p_N = np.empty(len(bones))
+        threshold_N = np.empty(len(bones))
+        for number, bone in enumerate(self.classes):
+            mine = bones == number
+            p_N[mine] = ratings[serving[bone]][mine]
+            threshold_N[mine] = self.models[serving[bone]].calibration.threshold
+        return p_N, threshold_N
+
+    def predict(self, features_ND: np.ndarray, studies: np.ndarray) -> pd.DataFrame:
+        """Give `bone_predicted, p_bone, p_abnormal, prediction`, a row an image.
+
+        `studies` are codes: images of one code are routed together.
+        """
+        routing = self.route(features_ND, studies)
+        ratings = {name: model.rate(features_ND) for name, model in self.models.items()}
+        p_N, threshold_N = self.answer(ratings, routing.bones, self.serving)
+        return pd.DataFrame(
+            {
+                "bone_predicted": np.array(self.classes, dtype=object)[routing.bones],
+                "p_bone": routing.p_bone,
+                "p_abnormal": p_N,
+                "prediction": (p_N >= threshold_N).astype(np.int8),
+            }
+        )

@@ -1,0 +1,204 @@
+"""The manifest: one table of images, whatever they came as."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mura_models.data.csv_manifest import list_csv, list_csv_for_prediction, read_text
+from mura_models.data.images import READERS
+from mura_models.data.mura import compare_counts, describe_path, find_tree, is_phantom_tree, list_mura
+from mura_models.data.scan import Listing, apply_rules, check_files, is_junk
+from mura_models.errors import DataError
+
+Kind = Literal["mura", "csv", "folder"]
+COLUMNS = (
+    *("path", "file", "bone", "patient", "study", "label", "split", "fold"),
+    *("digest", "width", "height"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """A data set after the scan: what can be used, what was left out and why."""
+
+    name: str
+    kind: Kind
+    is_phantom: bool
+    manifest: pd.DataFrame
+    quarantine: pd.DataFrame
+    notes: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of what is learnt from: pixels and who, where, which label. Paths do not count."""
+        columns = ["digest", "bone", "patient", "study", "label", "split", "fold"]
+        known = [column for column in columns if column in self.manifest]
+        rows = sorted(json.dumps([str(cell) for cell in row]) for row in self.manifest[known].to_numpy(object))
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def read_dataset(path: Path, *, num_threads: int = 8, on_progress: Callable[[int, int], None] | None = None) -> DataSet:
+    """Scan a MURA folder or a manifest CSV: read every file once, decode none.
+
+    on_progress: called with the files read and all files.
+
+    Raises DataError where nothing is left to train on, or the data cannot be understood.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; give a MURA-v1.1 folder or a manifest CSV")
+    if path.is_dir():
+        return _read_mura(path, num_threads, on_progress)
+    listing = check_files(list_csv(path), num_threads=num_threads, on_progress=on_progress)
+    listing = apply_rules(listing, study_columns=("patient", "bone", "study"))
+    return _check_usable(_make_dataset(_name_csv(path), "csv", listing), path)
+
+
+def _read_mura(folder: Path, num_threads: int, on_progress: Callable[[int, int], None] | None) -> DataSet:
+    root = find_tree(folder)
+    if root is None:
+        raise DataError(f"{folder}: not a MURA folder (no train/XR_<BONE>/patient<N>); give one, or a manifest CSV")
+    listing = check_files(list_mura(root), num_threads=num_threads, on_progress=on_progress)
+    is_phantom = is_phantom_tree(root)
+    if not is_phantom:
+        listing = listing.add_notes(compare_counts(listing.rows))
+    # MURA numbers the studies of its two splits apart.
+    listing = apply_rules(listing, study_columns=("split", "patient", "bone", "study"))
+    return _check_usable(_make_dataset(_make_slug(root), "mura", listing, is_phantom=is_phantom), folder)
+
+
+def read_predict_input(path: Path) -> DataSet:
+    """Scan what is to be predicted: a CSV with a column path, a MURA folder, a folder of images, or a list.
+
+    A list has no header and one path a line, as MURA's own image_paths.csv. Columns that are not known are
+    absent. Files that cannot be read are in the quarantine; the rules on labels and splits do not apply.
+
+    Raises DataError where there is no image at all.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; give a CSV, a MURA folder or a folder of images")
+    if not path.is_dir():
+        listing = _list_lines(path) if _is_list(path) else list_csv_for_prediction(path)
+        dataset = _make_dataset(_name_csv(path), "csv", check_files(listing))
+    elif root := find_tree(path):
+        dataset = _make_dataset(
+            _make_slug(root), "mura", check_files(list_mura(root)), is_phantom=is_phantom_tree(root)
+        )
+    else:
+        dataset = _make_dataset(_make_slug(path), "folder", check_files(_list_folder(path)))
+    if dataset.manifest.empty:
+        raise DataError(f"{path}: no image that can be read{_summarise(dataset.quarantine)}")
+    return dataset
+
+
+def study_codes(frame: pd.DataFrame) -> NDArray[np.int64]:
+    """Return one code a row, the same for the rows of one study; a row without a study is its own."""
+    return _make_codes(frame, "study", ("patient", "bone", "study"))
+
+
+def patient_codes(frame: pd.DataFrame) -> NDArray[np.int64]:
+    """Return one code a row, the same for the rows of one patient; a row without a patient is its own."""
+    return _make_codes(frame, "patient", ("patient",))
+
+
+def _make_codes(frame: pd.DataFrame, needed: str, columns: Sequence[str]) -> NDArray[np.int64]:
+    alone = np.arange(len(frame), dtype=np.int64)
+    if needed not in frame:
+        return alone
+    groups = frame.groupby([c for c in columns if c in frame], sort=False, dropna=False).ngroup().to_numpy(np.int64)
+    is_known = frame[needed].notna().to_numpy()
+    return pd.factorize(np.where(is_known, groups, len(frame) + alone))[0].astype(np.int64)
+
+
+def _is_list(path: Path) -> bool:
+    """Tell a headerless list of paths from a table: its first line is the name of an image."""
+    first_line = read_text(path)[0].lstrip().partition("\n")[0].strip().strip('"')
+    return Path(first_line).suffix.lower() in READERS
+
+
+def _list_lines(path: Path) -> Listing:
+    """List a headerless file of paths; MURA's own paths also tell bone, patient, study and label."""
+    text, notes = read_text(path)
+    paths = [line.strip().strip('"') for line in text.splitlines() if line.strip()]
+    rows = pd.DataFrame({"path": paths, "file": [_find_listed(path.parent, line) for line in paths]}, dtype="str")
+    described = [describe_path(line) for line in paths]
+    known = [parts for parts in described if parts is not None]
+    if len(known) == len(paths):
+        for column in ("bone", "patient", "study"):
+            rows[column] = pd.Series([parts[column] for parts in known], dtype="str")
+        if all(parts["label"] for parts in known):
+            rows["label"] = np.array([parts["label"] == "positive" for parts in known], np.int8)
+    return Listing(rows=rows, notes=notes).leave_out(np.where(rows["file"].duplicated(), "duplicate row", ""))
+
+
+def _find_listed(folder: Path, line: str) -> str:
+    """Return the file of a path that starts beside the list, or, as MURA's, with the name of its folder."""
+    beside = folder.absolute() / line
+    below = folder.absolute().joinpath(*Path(line).parts[1:])
+    return os.path.normpath(below if below.is_file() and not beside.exists() else beside)
+
+
+def _list_folder(folder: Path) -> Listing:
+    """List the images of a folder and of those below it, sorted."""
+    root = folder.absolute()
+    images: list[Path] = []
+    num_others = 0
+    for above, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not is_junk(name)]
+        files = [Path(above, name) for name in names if not is_junk(name)]
+        chosen = [file for file in files if file.suffix.lower() in READERS]
+        images += chosen
+        num_others += len(files) - len(chosen)
+    images.sort()
+    paths = [image.relative_to(root).as_posix() for image in images]
+    notes = (f"{num_others} files of other kinds in {folder} are ignored",) if num_others else ()
+    return Listing(rows=pd.DataFrame({"path": paths, "file": map(str, images)}, dtype="str"), notes=notes)
+
+
+def _make_dataset(name: str, kind: Kind, listing: Listing, *, is_phantom: bool = False) -> DataSet:
+    columns = [column for column in COLUMNS if column in listing.rows]
+    extra = [column for column in listing.rows if column not in COLUMNS]
+    return DataSet(
+        name=name,
+        kind=kind,
+        is_phantom=is_phantom,
+        manifest=listing.rows[columns + extra],
+        quarantine=listing.quarantine,
+        notes=listing.notes,
+    )
+
+
+def _check_usable(dataset: DataSet, path: Path) -> DataSet:
+    manifest = dataset.manifest
+    for split in ("train", "test"):
+        if not (manifest["split"] == split).any():
+            raise DataError(f"{path}: no usable {split} image{_summarise(dataset.quarantine)}")
+    labels = manifest["label"][manifest["split"] == "train"].unique()
+    if len(labels) < 2:
+        raise DataError(f"{path}: every train image has label {labels[0]}: both 0 and 1 are needed")
+    return dataset
+
+
+def _summarise(quarantine: pd.DataFrame) -> str:
+    """Say how many rows were left out, and the most frequent reason."""
+    if quarantine.empty:
+        return ""
+    counts = quarantine["reason"].value_counts()
+    return f"; {len(quarantine)} rows left out, most often: {counts.index[0]} ({counts.iloc[0]})"
+
+
+def _name_csv(path: Path) -> str:
+    folder = path.absolute().parent
+    return _make_slug(folder if path.stem == "manifest" else folder.with_name(f"{folder.name}-{path.stem}"))
+
+
+def _make_slug(path: Path) -> str:
+    slug = re.sub(r"[^a-z0-9._]+", "-", path.absolute().name.lower()).strip("-.")
+    return slug or "data"

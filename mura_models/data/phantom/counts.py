@@ -1,0 +1,108 @@
+"""Which studies the phantom holds: MURA's proportions over bones and labels."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "valid"]
+
+# Studies and images by split and bone, (negative, positive) each: 13,457 + 1,199 studies, 36,808 + 3,197
+# images. Rajpurkar et al., arXiv 1712.06957, and public repositories that print the counts of MURA v1.1.
+MURA_COUNTS: dict[Split, dict[str, tuple[tuple[int, int], tuple[int, int]]]] = {
+    "train": {
+        "XR_ELBOW": ((1094, 660), (2925, 2006)),
+        "XR_FINGER": ((1280, 655), (3138, 1968)),
+        "XR_FOREARM": ((590, 287), (1164, 661)),
+        "XR_HAND": ((1497, 521), (4059, 1484)),
+        "XR_HUMERUS": ((321, 271), (673, 599)),
+        "XR_SHOULDER": ((1364, 1457), (4211, 4168)),
+        "XR_WRIST": ((2134, 1326), (5765, 3987)),
+    },
+    "valid": {
+        "XR_ELBOW": ((92, 66), (235, 230)),
+        "XR_FINGER": ((92, 83), (214, 247)),
+        "XR_FOREARM": ((69, 64), (150, 151)),
+        "XR_HAND": ((101, 66), (271, 189)),
+        "XR_HUMERUS": ((68, 67), (148, 140)),
+        "XR_SHOULDER": ((99, 95), (285, 278)),
+        "XR_WRIST": ((140, 97), (364, 295)),
+    },
+}
+MURA_PATIENTS: dict[Split, int] = {"train": 11_184, "valid": 783}
+MAX_VIEWS = 4  # chosen by us; MURA's means lie between 2.0 and 3.5
+MIN_TEST_STUDIES = 15  # per bone and label: below about ten, an interval says nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStudy:
+    """One study to draw; `index` is unique in the phantom and seeds all that is drawn."""
+
+    index: int
+    split: Split
+    bone: str
+    patient: int
+    number: int
+    label: int
+    num_views: int
+
+    @property
+    def folder(self) -> str:
+        """The study's folder below `MURA-v1.1`, with `/` between its parts."""
+        name = f"study{self.number}_{'positive' if self.label else 'negative'}"
+        return f"{self.split}/{self.bone}/patient{self.patient:05d}/{name}"
+
+
+def plan_studies(scale: float, seed: int) -> list[PlannedStudy]:
+    """List every study of the phantom; at scale 1.0 the counts are exactly MURA's."""
+    studies: list[PlannedStudy] = []
+    num_patients = 0
+    for split, by_bone in MURA_COUNTS.items():
+        rng = np.random.default_rng((seed, 0, split == "valid"))
+        cells = _list_cells(split, scale, rng)
+        share = MURA_PATIENTS[split] / sum(sum(num_studies) for num_studies, _ in by_bone.values())
+        patients = _assign_patients(len(cells), round(share * len(cells)), rng) + num_patients
+        num_patients = int(patients.max())
+        numbers: Counter[tuple[str, int]] = Counter()
+        for (bone, label, num_views), patient in zip(cells, patients.tolist(), strict=True):
+            numbers[bone, patient] += 1
+            studies.append(
+                PlannedStudy(
+                    index=len(studies),
+                    split=split,
+                    bone=bone,
+                    patient=patient,
+                    number=numbers[bone, patient],
+                    label=label,
+                    num_views=num_views,
+                )
+            )
+    return studies
+
+
+def _list_cells(split: Split, scale: float, rng: np.random.Generator) -> list[tuple[str, int, int]]:
+    """List (bone, label, number of views) of every study of one split."""
+    # Chosen by us: 25 a label and bone from scale 0.05 on, so that a specialist can be trained.
+    fewest = MIN_TEST_STUDIES if split == "valid" else round(min(25, max(4, 500 * scale)))
+    cells: list[tuple[str, int, int]] = []
+    for bone, (mura_studies, mura_images) in MURA_COUNTS[split].items():
+        for label in (0, 1):
+            num_studies = max(fewest, round(scale * mura_studies[label]))
+            num_images = round(num_studies * mura_images[label] / mura_studies[label])
+            views = _spread_views(num_studies, num_images, rng)
+            cells += [(bone, label, num_views) for num_views in views.tolist()]
+    return cells
+
+
+def _spread_views(num_studies: int, num_images: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Give every study one view and the other images at random, none above MAX_VIEWS."""
+    free = rng.permutation(np.repeat(np.arange(num_studies), MAX_VIEWS - 1))
+    return 1 + np.bincount(free[: num_images - num_studies], minlength=num_studies)
+
+
+def _assign_patients(num_studies: int, num_patients: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Number the patients from 1; each has a study, and the studies left over go to patients at random."""
+    returning = rng.integers(num_patients, size=num_studies - num_patients)
+    return rng.permutation(np.concatenate([np.arange(num_patients), returning])) + 1

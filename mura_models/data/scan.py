@@ -1,0 +1,122 @@
+"""The scan: every file read once, and the rules on which rows may stay."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mura_models.data.images import inspect_image
+from mura_models.errors import ImageError
+
+
+def _make_quarantine() -> pd.DataFrame:
+    return pd.DataFrame({"path": [], "reason": []}, dtype="str")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The rows that may still be used, what was left out, and lines that the user should see."""
+
+    rows: pd.DataFrame
+    quarantine: pd.DataFrame = field(default_factory=_make_quarantine)
+    notes: tuple[str, ...] = ()
+
+    def leave_out(self, reasons: Sequence[str] | NDArray[Any]) -> "Listing":
+        """Move rows to the quarantine: a reason a row, empty for those that stay."""
+        reason = pd.Series(reasons, index=self.rows.index, dtype="str")
+        is_out = reason != ""
+        out = pd.DataFrame({"path": self.rows["path"][is_out], "reason": reason[is_out]})
+        return replace(
+            self,
+            rows=self.rows[~is_out].reset_index(drop=True),
+            quarantine=pd.concat([self.quarantine, out], ignore_index=True),
+        )
+
+    def add_notes(self, *notes: str) -> "Listing":
+        """Add lines for the user."""
+        return replace(self, notes=(*self.notes, *notes))
+
+
+class FileFacts(NamedTuple):
+    """What a file's bytes and header tell; `reason` is empty where the file can be used."""
+
+    reason: str
+    digest: str = ""
+    width: int = 0
+    height: int = 0
+
+
+def read_facts(file: str) -> FileFacts:
+    """Read one file: its SHA-256 and the image's size."""
+    path = Path(file)
+    try:
+        if not path.exists():
+            return FileFacts("missing file")
+        if not path.is_file():
+            return FileFacts("not a file")
+        data = path.read_bytes()
+        width, height = inspect_image(data, path.suffix)
+    except ImageError as error:
+        return FileFacts(str(error))
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        return FileFacts(f"file cannot be read: {getattr(error, 'strerror', None) or error}")
+    return FileFacts("", hashlib.sha256(data).hexdigest(), width, height)
+
+
+def check_files(
+    listing: Listing, *, num_threads: int = 8, on_progress: Callable[[int, int], None] | None = None
+) -> Listing:
+    """Read every file once; add digest, width and height, and leave out what cannot be used.
+
+    on_progress: called in this thread with the files read and all files, after each.
+    """
+    files: list[str] = listing.rows["file"].tolist()
+    facts: list[FileFacts] = []
+    with ThreadPoolExecutor(num_threads) as pool:
+        for found in pool.map(read_facts, files):
+            facts.append(found)
+            if on_progress is not None:
+                on_progress(len(facts), len(files))
+    rows = listing.rows.assign(
+        digest=pd.Series([found.digest for found in facts], dtype="str"),
+        width=np.array([found.width for found in facts], np.int32),
+        height=np.array([found.height for found in facts], np.int32),
+    )
+    return replace(listing, rows=rows).leave_out([found.reason for found in facts])
+
+
+def apply_rules(listing: Listing, *, study_columns: Sequence[str]) -> Listing:
+    """Leave out what would make a figure dishonest.
+
+    A study with two labels goes; of a patient in train and test the train rows go; a bone that train
+    does not hold goes from test.
+
+    study_columns: the columns that make a study one.
+    """
+    rows = listing.rows
+    num_labels = rows.groupby(list(study_columns))["label"].transform("nunique")
+    listing = listing.leave_out(np.where(num_labels > 1, "study carries two labels", ""))
+    rows = listing.rows
+    is_train = rows["split"] == "train"
+    leaks = is_train & rows["patient"].isin(rows["patient"][~is_train])
+    listing = listing.leave_out(np.where(leaks, "patient also in test", ""))
+    rows = listing.rows
+    is_known = rows["bone"].isin(rows["bone"][rows["split"] == "train"])
+    return listing.leave_out(np.where(is_known, "", "bone not in train"))
+
+
+def is_junk(name: str) -> bool:
+    """Tell what an archive or a desktop leaves behind: `.DS_Store`, `._image1.png`, `__MACOSX`."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def leads_outside(file: str, real_root: str) -> bool:
+    """Tell whether a file, links followed, lies outside `real_root`, itself free of links."""
+    return os.path.commonpath([os.path.realpath(file), real_root]) != real_root

@@ -1,0 +1,78 @@
+"""The paper's preprocessing and augmentations, the only copy: resized on the CPU, then batched on the device.
+
+A film stays one channel until it is normalised: the same pixels as the paper's three equal channels, for a
+third of the work.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as transforms
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from mura_models.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# (flip, autocontrast), each drawn with probability 0.5 in the paper: four outcomes a film, the first plain.
+OUTCOMES = ((False, False), (True, False), (False, True), (True, True))
+
+ResizeMode = Literal["stretch", "pad"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Say how a film becomes a square: `stretch` is the paper's, `pad` keeps the aspect ratio on black."""
+
+    image_size_px: int = 256
+    resize: ResizeMode = "stretch"
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.image_size_px <= 1024:
+            raise ConfigError(f"image size {self.image_size_px} px: must lie in [16, 1024]")
+        if self.resize not in get_args(ResizeMode):
+            raise ConfigError(f"resize {self.resize!r}: must be 'stretch' or 'pad'")
+
+    def key(self) -> str:
+        """Name the settings for a cache key: equal keys, equal pixels."""
+        return f"{self.resize}-bilinear-{self.image_size_px}px"
+
+
+def resize_image(image_HW: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Resize one grey film to a square, bilinear with antialias, as torchvision does on a Pillow image."""
+    size = (preprocessing.image_size_px, preprocessing.image_size_px)
+    image = Image.fromarray(image_HW)
+    if preprocessing.resize == "stretch":
+        square = image.resize(size, Image.Resampling.BILINEAR)
+    else:
+        square = ImageOps.pad(image, size, Image.Resampling.BILINEAR, color=0)
+    return np.asarray(square)
+
+
+def apply_outcome(images_BHW: torch.Tensor, flip: bool, autocontrast: bool) -> torch.Tensor:
+    """Give uint8 films as one outcome of the augmentations leaves them, each film on its own contrast."""
+    images_B1HW = images_BHW.unsqueeze(1)
+    if flip:
+        images_B1HW = transforms.horizontal_flip(images_B1HW)
+    if autocontrast:
+        images_B1HW = transforms.autocontrast(images_B1HW)
+    return images_B1HW.squeeze(1)
+
+
+def autocontrast_changes(images_BHW: torch.Tensor) -> torch.Tensor:
+    """Say of each film whether autocontrast alters a pixel: not if it is flat or spans 0 to 255."""
+    return (apply_outcome(images_BHW, False, True) != images_BHW).flatten(1).any(dim=1)
+
+
+def normalise(images_BHW: torch.Tensor) -> torch.Tensor:
+    """Turn uint8 films into float32 [B, 3, H, W]: grey replicated, in [0, 1], ImageNet mean and deviation."""
+    images_B3HW = images_BHW.unsqueeze(1).expand(-1, 3, -1, -1)
+    scaled_B3HW = transforms.to_dtype(images_B3HW, torch.float32, scale=True)
+    normalised_B3HW: torch.Tensor = transforms.normalize(
+        scaled_B3HW, list(IMAGENET_MEAN), list(IMAGENET_STD), inplace=True
+    )
+    return normalised_B3HW

@@ -1,0 +1,206 @@
+"""The command line: `python run_study.py`, and `mura` with its sub-commands.
+
+Arguments become a RunConfig and a Placement; torch and Ray are imported only after parsing.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mura_models.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from orchestrator.config import Placement, RunConfig
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def run_command(argv: Sequence[str] | None = None) -> int:
+    """Run `python run_study.py`; give the exit code."""
+    parser = argparse.ArgumentParser(prog="run_study.py", description=RUN_HELP)
+    add_run_arguments(parser)
+    arguments = parser.parse_args(argv)
+    return guard(lambda: run(arguments))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `mura`; give the exit code."""
+    parser = argparse.ArgumentParser(prog="mura", description="Specialists per bone against one global model.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, add_arguments, action, text in (
+        ("run", add_run_arguments, run, RUN_HELP),
+        ("predict", add_predict_arguments, predict, "Let a bundle answer for films."),
+        ("report", add_report_arguments, report, "Write report.html anew from a run's report.json."),
+        ("phantom", add_phantom_arguments, phantom, "Write synthetic radiographs in MURA's layout."),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        add_arguments(command)
+        command.set_defaults(action=action)
+    arguments = parser.parse_args(argv)
+    return guard(lambda: arguments.action(arguments))
+
+
+def guard(action: Callable[[], None]) -> int:
+    """Turn what a user can mend into one line and a code; our own bugs stay tracebacks."""
+    try:
+        action()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except RunError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("stopped: the same command continues", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+RUN_HELP = "Train one specialist per bone, global baselines and a bone router, and report which is better."
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a run; what is left out is the preset's."""
+    bones = parser.add_mutually_exclusive_group(required=True)
+    bones.add_argument("--all-bones", action="store_true", help="a specialist for every bone of the data")
+    bones.add_argument("--bones", nargs="+", metavar="BONE", help="specialists for these bones")
+
+    what = parser.add_argument_group("what is trained (decides the figures)")
+    what.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="MURA-v1.1 folder or manifest CSV; default: $MURA_DATA, ./MURA-v1.1, phantom",
+    )
+    what.add_argument("--preset", default="quick", metavar="NAME", help="quick (default), paper or full")
+    what.add_argument("--recipes", nargs="+", metavar="RECIPE", help="linear_probe, mlp_probe (default: both)")
+    what.add_argument("--trials", type=int, dest="num_trials", metavar="N", help="trials a search (12)")
+    what.add_argument("--epochs", type=int, dest="num_epochs", metavar="N", help="epochs a trial at most (16)")
+    what.add_argument("--folds", type=int, dest="num_folds", metavar="K", help="folds of train, by patient (5)")
+    what.add_argument("--image-size", type=int, dest="image_size_px", metavar="PX", help="side of the films (256)")
+    what.add_argument("--resize", metavar="HOW", help="stretch (default, as the paper) or pad (keeps the aspect)")
+    what.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="efficientnet_lite0 (default), resnet18, resnet50, densenet169, any timm name",
+    )
+    what.add_argument("--weights", metavar="WHICH", help="imagenet (default), none (random) or a file")
+    what.add_argument("--sampling", metavar="HOW", help="plain (default) or balanced_bones")
+    what.add_argument("--metric", metavar="NAME", help="chooses on dev, study level: auroc (default), kappa, accuracy")
+    what.add_argument("--no-early-stopping", action="store_true", help="run every trial to its last epoch")
+    what.add_argument("--seed", type=int, metavar="N", help="of folds, plan and training (0)")
+
+    where = parser.add_argument_group("where it lies and what it runs on (decides no figure)")
+    where.add_argument(
+        "--run-dir", type=Path, metavar="PATH", help="default: runs/<data>-<config>; the same command continues"
+    )
+    where.add_argument("--fresh", action="store_true", help="start anew beside an existing run")
+    where.add_argument(
+        "--address", metavar="ADDRESS", help="a Ray cluster to join; default: $RAY_ADDRESS, else Ray is started here"
+    )
+    where.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once at most")
+    where.add_argument("--gpus-per-trial", type=float, metavar="F", help="default: 1 where there are GPUs")
+    where.add_argument("--cpus-per-trial", type=float, metavar="N", help="default: 1")
+    where.add_argument(
+        "--dry-run", action="store_true", help="print the plan and its forecast; decode and train nothing"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Carry out a run."""
+    from orchestrator.datasets import open_dataset
+    from orchestrator.monitor import Monitor
+    from orchestrator.pipeline import forecast, run
+    from orchestrator.report.terminal import print_summary
+
+    config, placement = make_config(arguments), make_placement(arguments)
+    with Monitor() as monitor:
+        dataset = open_dataset(arguments.data, monitor)
+        if arguments.dry_run:
+            forecast(config, dataset, monitor)
+            return
+        rundir = run(config, placement, dataset, monitor)
+    print_summary(rundir, monitor.console)
+
+
+def make_config(arguments: argparse.Namespace) -> "RunConfig":
+    """Lay the options over the preset. Raises ConfigError."""
+    from orchestrator.config import preset
+
+    config = preset(arguments.preset)
+    preprocessing = replace(config.preprocessing, **_given(arguments, "image_size_px", "resize"))
+    backbone = config.backbone
+    if arguments.backbone or arguments.weights:
+        named = {"name": arguments.backbone, "weights": arguments.weights}
+        backbone = replace(backbone, **{key: value for key, value in named.items() if value})
+    changes = _given(arguments, "num_trials", "num_epochs", "num_folds", "sampling", "metric", "seed")
+    if arguments.recipes:
+        changes["recipes"] = tuple(dict.fromkeys(arguments.recipes))
+    if arguments.bones:
+        changes["bones"] = tuple(dict.fromkeys(arguments.bones))
+    if arguments.no_early_stopping:
+        changes["early_stopping"] = False
+    return replace(config, preprocessing=preprocessing, backbone=backbone, **changes)
+
+
+def make_placement(arguments: argparse.Namespace) -> "Placement":
+    """Gather where the run lies and what it runs on. Raises ConfigError."""
+    from orchestrator.config import Placement
+
+    names = ("run_dir", "fresh", "address", "max_concurrent", "gpus_per_trial", "cpus_per_trial")
+    return Placement(**{name: getattr(arguments, name) for name in names})
+
+
+def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a prediction."""
+    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="the folder bundle/ of a run")
+    parser.add_argument("--data", type=Path, required=True, metavar="PATH", help="CSV with a column path, or a folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".csv, .parquet or .json")
+    parser.add_argument("--split", metavar="NAME", help="only the rows of this split")
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Let a bundle answer."""
+    from orchestrator.predicting import predict_files
+
+    predict_files(arguments.bundle, arguments.data, arguments.out, split=arguments.split)
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a report."""
+    parser.add_argument("--run-dir", type=Path, required=True, metavar="PATH")
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Write a run's page anew."""
+    from mura_models.errors import ConfigError
+    from orchestrator.report import render_report
+    from orchestrator.rundir import RunDir
+
+    rundir = RunDir(arguments.run_dir)
+    if not rundir.report_json.exists():
+        raise ConfigError(f"run-dir={rundir.root}: has no report.json; finish the run first")
+    render_report(rundir)
+    print(rundir.report_html)
+
+
+def add_phantom_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a phantom."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="MURA-v1.1/ and masks/ go in here")
+    parser.add_argument("--scale", type=float, default=0.05, metavar="F", help="1.0 = MURA's 40,005 images (0.05)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+
+
+def phantom(arguments: argparse.Namespace) -> None:
+    """Write a phantom."""
+    from mura_models.data.phantom import write_phantom
+
+    print(write_phantom(arguments.out, scale=arguments.scale, seed=arguments.seed))
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Keep the options that were given: None is no value of any of them."""
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}

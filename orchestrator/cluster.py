@@ -1,0 +1,90 @@
+"""Start or join Ray, and share it out among trials."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from mura_models.errors import ConfigError
+from orchestrator.config import Placement
+from orchestrator.search import Share
+
+JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the process that `ray job submit` starts."""
+
+
+def is_inside_job() -> bool:
+    """Say whether this process was started by `ray job submit`."""
+    return JOB_MARKER in os.environ
+
+
+@contextmanager
+def connected(placement: Placement) -> Iterator[None]:
+    """Join the cluster at `--address` (or $RAY_ADDRESS), else start Ray here with its dashboard on 127.0.0.1.
+
+    Raises ConfigError where no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Since Ray 2.59 driver, head and workers must agree on this; said aloud, they do (docs/DECISIONS.md).
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = placement.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+        else:
+            ray.init(include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False, logging_level="WARNING")
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(f"address={address}: no Ray cluster answers there ({_first_line(error)})") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def find_dashboard() -> str | None:
+    """Give the dashboard's address, if Ray has one."""
+    url = ray._private.worker.get_dashboard_url()
+    return f"http://{url}" if url else None
+
+
+def find_metrics_endpoints() -> list[str]:
+    """Give each living node's address for Prometheus."""
+    return [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def share_cluster(placement: Placement) -> Share:
+    """Decide what one trial gets: a GPU where there are any, else a CPU.
+
+    Raises ConfigError where no node has that much, for such a trial would wait for ever.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_gpus = placement.gpus_per_trial
+    if num_gpus is None:
+        num_gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    num_cpus = placement.cpus_per_trial
+    if num_cpus is None:
+        num_cpus = min(1.0, _cpus_beside_gpus(nodes, num_gpus)) if num_gpus else 1.0
+    if not any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes):
+        have = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise ConfigError(
+            f"a trial asks for cpus-per-trial={num_cpus:g} and gpus-per-trial={num_gpus:g}, the nodes have: {have}"
+        )
+    return Share(num_cpus=num_cpus, num_gpus=num_gpus, max_concurrent=placement.max_concurrent)
+
+
+def _cpus_beside_gpus(nodes: list[dict[str, float]], num_gpus: float) -> float:
+    """Give the CPUs that each trial can have when every GPU is taken, on the node where they are scarcest."""
+    shares = [node.get("CPU", 0) / (node["GPU"] // num_gpus) for node in nodes if node.get("GPU", 0) >= num_gpus]
+    return round(min((share for share in shares if share), default=1.0), 3)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,78 @@
+"""The parts of report.json that say what went in: ingest, data and training."""
+
+from typing import Any
+
+import pandas as pd
+
+from mura_models.data.manifest import DataSet, study_codes
+from orchestrator.ingest import Ingested
+from orchestrator.plan import Plan
+from orchestrator.rundir import Journal, RunDir, read_json, write_json
+
+
+def record_ingest(ingested: Ingested, rundir: RunDir) -> None:
+    """Write ingest.json; a continued run adds to what its first start had decoded and embedded."""
+    before = read_json(rundir.ingest) if rundir.ingest.exists() else {}
+    choice = ingested.choice
+    content = {
+        "images_decoded": ingested.num_decoded + before.get("images_decoded", 0),
+        "images_embedded": ingested.num_embedded + before.get("images_embedded", 0),
+        "backbone": ingested.backbone.name,
+        "weights": ingested.backbone.weights_source,
+        "runtime": {"runtime": choice.runtime, "precision": choice.precision, "device": choice.device},
+    }
+    write_json(rundir.ingest, content)
+
+
+def describe_data(dataset: DataSet, manifest: pd.DataFrame, quarantine: pd.DataFrame) -> dict[str, Any]:
+    """Count images, studies and patients by split, bone and label, and what was left out and why."""
+    counts = {}
+    for split, part in manifest.groupby("split"):
+        counts[split] = count_rows(part) | {
+            "by_bone": {bone: count_rows(rows) for bone, rows in part.groupby("bone")},
+        }
+    return {
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "is_phantom": dataset.is_phantom,
+        "notes": list(dataset.notes),
+        "splits": counts,
+        "quarantined": {
+            "total": len(quarantine),
+            "by_reason": {reason: int(n) for reason, n in quarantine["reason"].value_counts().items()},
+        },
+    }
+
+
+def count_rows(part: pd.DataFrame) -> dict[str, int]:
+    """Count the images, studies and patients of some rows, by label."""
+    studies = part.assign(code=study_codes(part)).drop_duplicates("code")
+    return {
+        "images": len(part),
+        "images_abnormal": int(part["label"].sum()),
+        "studies": len(studies),
+        "studies_abnormal": int(studies["label"].sum()),
+        "patients": int(part["patient"].nunique()),
+    }
+
+
+def describe_training(plan: Plan, journal: Journal, ingested: Ingested, failed: dict[str, str]) -> dict[str, Any]:
+    """Say what was searched: trials by search and state, epochs run, bones without a specialist and why."""
+    ends = journal.final_states()
+    searches = {}
+    for search in plan.searches:
+        mine = [ends[trial.trial] for trial in plan.of_search(search)]
+        states = pd.Series([line["state"] for line in mine]).value_counts()
+        searches[search] = {
+            "trials": len(mine),
+            "epochs": sum(line["epoch"] for line in mine),
+            "states": {state: int(n) for state, n in states.items()},
+        }
+    return {
+        "searches": searches,
+        "failed_searches": failed,
+        "bones_without_specialist": plan.untrainable,
+        "epochs": plan.trials[0].num_epochs,
+        "updates_per_epoch": plan.trials[0].updates_per_epoch,
+        "files_not_decoded": len(ingested.failures),
+    }

@@ -1,0 +1,39 @@
+"""The checkpoint keeper: one actor on the driver's node, so that trials anywhere need no disk of the driver's.
+
+A trial's weights travel to it through Ray and lie in the run directory, whole, before the driver hears of the epoch.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.rundir import RunDir, whole_file
+
+KEEPER_NAME = "checkpoint-keeper"
+
+
+class CheckpointKeeper:
+    """Writes and reads the checkpoints of one run directory; holds nothing in memory."""
+
+    def __init__(self, root: str) -> None:
+        self._rundir = RunDir(Path(root))
+
+    def keep(self, trial: str, content: bytes) -> None:
+        """Replace the trial's checkpoint, whole or not at all."""
+        with whole_file(self._rundir.checkpoint(trial)) as aside:
+            aside.write_bytes(content)
+
+    def load(self, trial: str) -> bytes | None:
+        """Give the trial's checkpoint, if it has one."""
+        path = self._rundir.checkpoint(trial)
+        return path.read_bytes() if path.exists() else None
+
+
+def start_keeper(rundir: RunDir) -> Any:
+    """Start the keeper on this node, restarted by Ray should its process die; give its handle."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": KEEPER_NAME, "num_cpus": 0, "max_restarts": -1, "max_task_retries": 3}
+    actor = ray.remote(CheckpointKeeper).options(**options, scheduling_strategy=here)
+    return actor.remote(str(rundir.root.resolve()))

@@ -1,0 +1,103 @@
+"""A run, step by step; a step whose output is there is not run again."""
+
+from pathlib import Path
+
+from mura_models.data.manifest import DataSet
+from mura_models.errors import ConfigError, RunError
+from mura_models.training import ProbeData
+from orchestrator.cluster import connected, find_dashboard, find_metrics_endpoints, is_inside_job, share_cluster
+from orchestrator.concluding import conclude
+from orchestrator.config import Placement, RunConfig
+from orchestrator.datasets import cache_root
+from orchestrator.describing import record_ingest
+from orchestrator.ingest import ingest
+from orchestrator.monitor import Monitor, SearchMonitor
+from orchestrator.plan import Plan, make_plan
+from orchestrator.preparing import finish_manifest, gather_data
+from orchestrator.provenance import open_run
+from orchestrator.report import render_report
+from orchestrator.rundir import Journal, RunDir, write_table
+from orchestrator.search import run_searches
+
+
+def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Monitor) -> RunDir:
+    """Do whatever of the run is not done yet and give its directory.
+
+    Raises UserError for what the user can mend, RunError for a part that failed.
+    """
+    rundir = choose_rundir(config, placement, dataset)
+    with rundir.lock():
+        open_run(rundir, config, dataset)
+        monitor.say(f"run directory: {rundir.root}")
+        if rundir.report_html.exists():
+            monitor.say("this run is finished: nothing to do (--fresh starts anew beside it)")
+            return rundir
+        with connected(placement):
+            monitor.say(f"dashboard: {find_dashboard()}")
+            monitor.say(f"metrics: {' '.join(find_metrics_endpoints())}")
+            ingested = ingest(config, dataset.manifest, cache=cache_root(), on_progress=monitor.on_progress)
+            record_ingest(ingested, rundir)
+            manifest = finish_manifest(config, dataset, ingested, rundir)
+            plan = make_plan(config, manifest)
+            write_table(rundir.plan, plan.to_table())
+            data = gather_data(config, plan, manifest, ingested)
+            search(config, placement, plan, data, rundir=rundir, monitor=monitor)
+        failed = conclude(
+            config=config, dataset=dataset, plan=plan, manifest=manifest, ingested=ingested, data=data, rundir=rundir
+        )
+        render_report(rundir)
+    if failed:
+        raise RunError("; ".join(failed.values()) + f"; the rest is in {rundir.report_html}")
+    return rundir
+
+
+def choose_rundir(config: RunConfig, placement: Placement, dataset: DataSet) -> RunDir:
+    """Name the run directory: as asked, else by data and config, so that the same command continues.
+
+    Raises ConfigError for a relative one inside a Ray job, whose folder is temporary.
+    """
+    root = placement.run_dir or Path("runs") / f"{dataset.name}-{config.digest(dataset.fingerprint())}"
+    if is_inside_job() and not root.is_absolute():
+        raise ConfigError(
+            f"run-dir={root}: a Ray job works in a temporary folder and would lose it; give --run-dir /an/absolute/path"
+        )
+    if placement.fresh:
+        taken = root
+        number = 2
+        while root.exists():
+            root = taken.with_name(f"{taken.name}-{number}")
+            number += 1
+    return RunDir(root)
+
+
+def search(
+    config: RunConfig,
+    placement: Placement,
+    plan: Plan,
+    data: dict[str, ProbeData],
+    *,
+    rundir: RunDir,
+    monitor: Monitor,
+) -> None:
+    """Run the trials that are left."""
+    for bone, why in plan.untrainable.items():
+        monitor.say(f"no specialist for {bone}: {why}")
+    monitor.say(f"{len(plan.trials)} trials in {len(plan.searches)} searches")
+    follower = SearchMonitor(config, plan, monitor)
+    follower.begin(Journal(rundir.journal).lines)
+    run_searches(config, plan, data, rundir=rundir, share=share_cluster(placement), on_line=follower.on_line)
+
+
+def forecast(config: RunConfig, dataset: DataSet, monitor: Monitor) -> None:
+    """Plan on the scan alone and say what the run would cost; decodes and trains nothing."""
+    plan = make_plan(config, dataset.manifest)
+    table = plan.to_table()
+    for bone, why in plan.untrainable.items():
+        monitor.say(f"no specialist for {bone}: {why}")
+    columns = ["search", "lr_schedule", "lr", "weight_decay", "num_epochs", "updates_per_epoch", "forecast_s"]
+    monitor.say(table[columns].to_string(index=False))
+    num_films = dataset.manifest["digest"].nunique()
+    monitor.say(
+        f"{len(table)} trials in {len(plan.searches)} searches; at full length {table['forecast_s'].sum():.0f} s "
+        f"of one CPU core; {num_films} films to decode and embed, unless cached"
+    )

@@ -1,0 +1,88 @@
+"""`mura predict`: a bundle answers for films, without Ray."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mura_models.bundle import Bundle, read_bundle
+from mura_models.data.images import decode_image
+from mura_models.data.manifest import read_predict_input, study_codes
+from mura_models.embeddings import embed_outcomes
+from mura_models.errors import ConfigError, DataError, ImageError
+from mura_models.preprocessing import OUTCOMES, resize_image
+from mura_models.runtimes import Embedder, RuntimeChoice, choose_runtime, prepare_model
+from orchestrator.rundir import whole_file
+
+FILMS_PER_BATCH = 64
+WRITERS = (".csv", ".parquet", ".json")
+KNOWN_COLUMNS = ("path", "bone", "patient", "study", "label")
+
+
+def predict_files(bundle_dir: Path, data: Path, out: Path, *, split: str | None = None) -> None:
+    """Write a row a film: what is known of it, the bone named, and how likely it is abnormal.
+
+    Raises BundleError, DataError or ConfigError; films that cannot be used are named on the terminal.
+    """
+    if out.suffix not in WRITERS:
+        raise ConfigError(f"out={out}: must end in {', '.join(WRITERS)}")
+    bundle = read_bundle(bundle_dir)
+    dataset = read_predict_input(data)
+    manifest = dataset.manifest
+    if split is not None:
+        if "split" not in manifest or not (manifest["split"] == split).any():
+            raise DataError(f"split={split}: {data} has no such rows")
+        manifest = manifest[manifest["split"] == split].reset_index(drop=True)
+    features_ND, failures = embed_files(bundle, manifest)
+    for path, reason in [*dataset.quarantine.itertuples(index=False), *failures.items()]:
+        print(f"left out: {path}: {reason}")
+    used = manifest[~manifest["path"].isin(failures)].reset_index(drop=True)
+    if not len(used):
+        raise DataError(f"{data}: no film can be used")
+    answers = bundle.assembly.predict(features_ND, study_codes(used))
+    known = used[[column for column in KNOWN_COLUMNS if column in used]]
+    write_predictions(pd.concat([known, answers], axis=1), out)
+    print(f"{len(used)} films: {out}")
+
+
+def embed_files(bundle: Bundle, manifest: pd.DataFrame) -> tuple[np.ndarray, dict[str, str]]:
+    """Give the plain embeddings [N, D] of the films that can be used, and path -> reason of the others."""
+    model, choice = prepare_model(bundle.backbone, choose_here(bundle), bundle.preprocessing.image_size_px)
+    embedder = Embedder(model, choice, num_threads=torch.get_num_threads())
+    failures: dict[str, str] = {}
+
+    def open_film(path: str, file: str) -> np.ndarray | None:
+        try:
+            return resize_image(decode_image(Path(file).read_bytes(), Path(file).suffix.lower()), bundle.preprocessing)
+        except ImageError as error:
+            failures[path] = str(error)
+            return None
+
+    features = [np.zeros((0, bundle.backbone.num_features), np.float16)]
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(manifest), FILMS_PER_BATCH):
+            part = manifest.iloc[start : start + FILMS_PER_BATCH]
+            films = [film for film in pool.map(open_film, part["path"], part["file"]) if film is not None]
+            if films:
+                features.append(embed_outcomes(np.stack(films), embedder, outcomes=OUTCOMES[:1])[:, 0])
+    return np.concatenate(features), failures
+
+
+def choose_here(bundle: Bundle) -> RuntimeChoice:
+    """Run the backbone as in training where this machine can, else as it does best."""
+    if bundle.choice.device == "cpu" or torch.cuda.is_available():
+        return bundle.choice
+    return choose_runtime(bundle.backbone.name, "cpu")
+
+
+def write_predictions(predictions: pd.DataFrame, out: Path) -> None:
+    """Write by suffix, whole or not at all."""
+    with whole_file(out) as aside:
+        if out.suffix == ".csv":
+            predictions.to_csv(aside, index=False)
+        elif out.suffix == ".parquet":
+            predictions.to_parquet(aside, index=False)
+        else:
+            predictions.to_json(aside, orient="records", indent=2)

@@ -1,0 +1,235 @@
+"""The run directory: the only place that knows file names, whole-or-nothing writes and the journal.
+
+run.json  manifest.parquet  quarantine.csv  plan.csv  journal.jsonl  trials.parquet  served.json
+predictions.parquet  report.json  report.html  figures/  bundle/  checkpoints/
+"""
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from mura_models.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths of one run; makes nothing by itself."""
+
+    root: Path
+
+    @property
+    def run_json(self) -> Path:
+        """Config, seed, versions, git commit, data fingerprint."""
+        return self.root / "run.json"
+
+    @property
+    def manifest(self) -> Path:
+        """A row an image that is used, with its fold."""
+        return self.root / "manifest.parquet"
+
+    @property
+    def quarantine(self) -> Path:
+        """A row a file that is not used, with the reason."""
+        return self.root / "quarantine.csv"
+
+    @property
+    def ingest(self) -> Path:
+        """What was decoded and embedded, by which runtime."""
+        return self.root / "ingest.json"
+
+    @property
+    def plan(self) -> Path:
+        """A row a trial, written before anything is trained."""
+        return self.root / "plan.csv"
+
+    @property
+    def journal(self) -> Path:
+        """A line an epoch of a trial."""
+        return self.root / "journal.jsonl"
+
+    @property
+    def trials(self) -> Path:
+        """The journal as a table."""
+        return self.root / "trials.parquet"
+
+    @property
+    def served(self) -> Path:
+        """What answers for each bone, and why."""
+        return self.root / "served.json"
+
+    @property
+    def bundle(self) -> Path:
+        """The deployable bundle."""
+        return self.root / "bundle"
+
+    @property
+    def predictions(self) -> Path:
+        """A row a test image."""
+        return self.root / "predictions.parquet"
+
+    @property
+    def report_json(self) -> Path:
+        """Every figure of the report."""
+        return self.root / "report.json"
+
+    @property
+    def report_html(self) -> Path:
+        """The page."""
+        return self.root / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """The page's figures."""
+        return self.root / "figures"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One file a trial while it runs; the search winners' afterwards."""
+        return self.root / "checkpoints"
+
+    def checkpoint(self, trial: str) -> Path:
+        """Name the checkpoint of a trial, whatever characters its bone has."""
+        return self.checkpoints / f"{quote(trial, safe='')}.safetensors"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second driver out while this one runs; the lock dies with its process."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.root}: another run is writing here; wait for it, or give another --run-dir"
+                ) from None
+            yield
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to; it becomes `path` when the block ends well, else it vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.chmod(0o644)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a folder beside `path` to fill; it becomes `path` when the block ends well, else it vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield aside
+        aside.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        aside.replace(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON whole or not at all; NaN and infinity become null, as JSON has neither."""
+    with whole_file(path) as aside:
+        text = json.dumps(to_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+        aside.write_text(text + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table whole or not at all, as CSV or parquet by its suffix."""
+    with whole_file(path) as aside:
+        if path.suffix == ".csv":
+            table.to_csv(aside, index=False)
+        else:
+            table.to_parquet(aside, index=False)
+
+
+def to_plain(content: Any) -> Any:
+    """Turn numpy scalars into Python's and what is not finite into None, all the way down."""
+    if isinstance(content, dict):
+        return {str(key): to_plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [to_plain(value) for value in content]
+    if hasattr(content, "item"):
+        content = content.item()
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
+
+
+class Journal:
+    """`journal.jsonl`: what every epoch of every trial came to and what was decided, in order of arrival.
+
+    Written by the driver alone, a line at a time, each on the disk before the next one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = list(self._read())
+        self._seen = {(line["trial"], line["epoch"]) for line in self.lines}
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):  # a line cut short by the end of its writer was never acted upon
+            os.truncate(self.path, len(whole))
+        for line in whole.splitlines():
+            yield json.loads(line)
+
+    def has(self, trial: str, epoch: int) -> bool:
+        """Say whether this epoch of this trial is written."""
+        return (trial, epoch) in self._seen
+
+    def append(self, **entry: Any) -> dict[str, Any]:
+        """Write one line, flushed to the disk, and give it back with its number `seq`."""
+        line = {"seq": len(self.lines) + 1, **to_plain(entry)}
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        self.lines.append(line)
+        self._seen.add((line["trial"], line["epoch"]))
+        return line
+
+    def final_states(self) -> dict[str, dict[str, Any]]:
+        """Give the last line of every trial that has ended."""
+        return {line["trial"]: line for line in self.lines if line["state"] != "RUNNING"}
+
+    def to_table(self) -> pd.DataFrame:
+        """Give a row an epoch, sorted by search, trial and epoch."""
+        rows = [
+            {"search": line["search"], "trial": line["trial"], "epoch": line["epoch"]}
+            | line["metrics"]
+            | {"state": line["state"], "why": line["why"]}
+            for line in self.lines
+        ]
+        table = pd.DataFrame(rows)
+        return table.sort_values(["search", "trial", "epoch"], ignore_index=True) if len(table) else table

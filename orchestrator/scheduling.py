@@ -1,0 +1,165 @@
+"""Early stopping: one ASHA ladder per search, and the line in the journal that every decision leaves.
+
+A ladder over several bones would let the easy bone prune the hard one. Ladders know trials by their plan id alone, so
+that a continued trial, to which Tune gives a new id, is judged as if nothing had happened.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.utils.util import unflatten_dict
+
+from orchestrator.rundir import Journal
+
+REDUCTION_FACTOR = 2
+MIN_PEERS = 3
+"""A trial is not stopped before so many others have stood at its rung: the first arrivals are no measure."""
+
+Line = dict[str, Any]
+
+
+class Ladder:
+    """ASHA (Li et al., arXiv 1810.05934) for the trials of one search, by Ray's own scheduler."""
+
+    def __init__(self, *, metric: str, grace_epochs: int, num_epochs: int) -> None:
+        self.metric = metric
+        self._arrivals: dict[int, set[str]] = defaultdict(set)
+        self._asha = AsyncHyperBandScheduler(
+            time_attr="epoch",
+            metric=metric,
+            mode="max",
+            grace_period=grace_epochs,
+            max_t=max(num_epochs, grace_epochs),
+            reduction_factor=REDUCTION_FACTOR,
+        )
+
+    def add(self, trial: str) -> None:
+        """Let a trial take part."""
+        self._asha.on_trial_add(None, SimpleNamespace(trial_id=trial))
+
+    def is_to_stop(self, trial: str, epoch: int, score: float) -> bool:
+        """Record a trial's score at an epoch and say whether it ends here."""
+        self._arrivals[epoch].add(trial)
+        result = {"epoch": epoch, self.metric: score}
+        decision = self._asha.on_trial_result(None, SimpleNamespace(trial_id=trial), result)
+        return bool(decision == TrialScheduler.STOP) and len(self._arrivals[epoch]) > MIN_PEERS
+
+
+def list_rungs(*, grace_epochs: int, num_epochs: int) -> frozenset[int]:
+    """Give the epochs at which a ladder judges."""
+    rungs = set()
+    epoch = grace_epochs
+    while epoch < num_epochs:
+        rungs.add(epoch)
+        epoch *= REDUCTION_FACTOR
+    return frozenset(rungs)
+
+
+def _identify(trial: Trial) -> tuple[str, str]:
+    """Give search and plan id of one of Tune's trials."""
+    return trial.config["trial"]["search"], trial.config["trial"]["trial"]
+
+
+def _unflatten(result: Line) -> Line:
+    """Undo what Tune does to a nested result on its way to the scheduler."""
+    nested: Line = unflatten_dict(result)
+    return nested
+
+
+class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
+    """Tune's trial scheduler for all searches of a stage: trials in the plan's order, judged search by search.
+
+    `metrics` gives each search's dev metric; `is_stopping` False lets every trial run to its own end.
+    """
+
+    def __init__(
+        self,
+        *,
+        metrics: dict[str, str],
+        grace_epochs: int,
+        num_epochs: int,
+        is_stopping: bool,
+        journal: Journal,
+        on_line: Callable[[Line], None] = lambda line: None,
+    ) -> None:
+        super().__init__()
+        self._journal = journal
+        self._on_line = on_line
+        self._is_stopping = is_stopping
+        self._ladders = {
+            search: Ladder(metric=metric, grace_epochs=grace_epochs, num_epochs=num_epochs)
+            for search, metric in metrics.items()
+        }
+        self._known: set[str] = set()
+        self._replay()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave Ray nothing to save: a stopped run is rebuilt from the journal, never from Ray's pickles."""
+        return {}
+
+    def _replay(self) -> None:
+        """Put back on the ladders what the journal says, in the order in which it came."""
+        for line in self._journal.lines:
+            if line["search"] in self._ladders:
+                self._add(line["search"], line["trial"])
+                self._judge(line["search"], line["trial"], line["epoch"], line["metrics"])
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Enter a trial on its search's ladder, once."""
+        self._add(*_identify(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Judge an epoch that is not the trial's last, write it down and answer Tune."""
+        result = _unflatten(result)
+        (search, name), epoch = _identify(trial), result["epoch"]
+        if self._journal.has(name, epoch):  # a worker lost between its report and its checkpoint runs it again
+            return str(TrialScheduler.CONTINUE)
+        is_stopped = self._judge(search, name, epoch, result["metrics"])
+        self._write(search, name, result, state="PRUNED" if is_stopped else "RUNNING")
+        return str(TrialScheduler.STOP if is_stopped else TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Write down a trial's last epoch, if it is not the one that was stopped."""
+        result = _unflatten(result)
+        search, name = _identify(trial)
+        if self._journal.has(name, result["epoch"]):
+            return
+        failure = result.get("failure")
+        if not failure:
+            self._judge(search, name, result["epoch"], result["metrics"])
+        self._write(search, name, result, state="FAILED" if failure else "COMPLETE", why=failure)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Write down that a trial failed for good."""
+        last = trial.last_result or {}
+        result = {"epoch": int(last.get("epoch", 0)) + 1, "metrics": {}}
+        why = f"the worker failed {trial.num_failures} times"
+        self._write(*_identify(trial), result, state="FAILED", why=why)
+
+    def _add(self, search: str, trial: str) -> None:
+        if trial not in self._known:
+            self._known.add(trial)
+            self._ladders[search].add(trial)
+
+    def _judge(self, search: str, trial: str, epoch: int, metrics: dict[str, float | None]) -> bool:
+        score = metrics.get(self._ladders[search].metric)
+        if not self._is_stopping or score is None:
+            return False
+        return self._ladders[search].is_to_stop(trial, epoch, score)
+
+    def _write(self, search: str, trial: str, result: dict[str, Any], *, state: str, why: str | None = None) -> None:
+        line = self._journal.append(
+            search=search,
+            trial=trial,
+            epoch=result["epoch"],
+            metrics=result["metrics"],
+            decision="continue" if state == "RUNNING" else "stop",
+            state=state,
+            why=why,
+            worker=result.get("worker"),
+        )
+        self._on_line(line)

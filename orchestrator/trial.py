@@ -1,0 +1,90 @@
+"""One trial on one worker: the training of `mura_models`, an epoch a step, its checkpoints and its last words."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from mura_models.training import Epoch, ProbeData, ProbeTraining, TrialSettings
+
+KEEP_EVERY_S = 10.0
+"""A trial that dies loses at most about this much work (chosen by us)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialInputs:
+    """What every trial of a stage needs, sent to each node once through Ray's object store."""
+
+    data: dict[str, ProbeData]
+    """By search; all share one array of embeddings."""
+    settings: dict[str, TrialSettings]
+    """By trial."""
+    keeper: Any
+    keep_epochs: frozenset[int] = field(default_factory=frozenset)
+    """Epochs at which the ladder may stop a trial: its checkpoint is kept before it is judged."""
+
+
+class ProbeTrial(tune.Trainable):  # type: ignore[misc]
+    """Tune's view of a trial: `config` names it (`trial`: search and plan id) and its share; the plan has the rest."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """Ask for the trial's share of CPUs and GPUs."""
+        share = {"CPU": config["num_cpus"], "GPU": config["num_gpus"]}
+        return tune.PlacementGroupFactory([{name: amount for name, amount in share.items() if amount}])
+
+    def setup(self, config: dict[str, Any], inputs: TrialInputs) -> None:
+        """Start the trial, or take it up at its last checkpoint."""
+        self.inputs = inputs
+        torch.set_num_threads(max(1, int(config["num_cpus"])))
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Serve the next trial in the same process: starting one costs ten times a small trial."""
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        search, self.trial = config["trial"]["search"], config["trial"]["trial"]
+        device = "cuda" if torch.cuda.is_available() and config["num_gpus"] else "cpu"
+        data, settings = self.inputs.data[search], self.inputs.settings[self.trial]
+        self.training = ProbeTraining(data, settings, device=device)
+        self.kept_at = time.monotonic()
+        self.replay: list[dict[str, Any]] = []
+        checkpoint = ray.get(self.inputs.keeper.load.remote(self.trial))
+        if checkpoint is not None:
+            self.training.restore(checkpoint)
+            self.replay = list(self.training.history)
+
+    def step(self) -> dict[str, Any]:
+        """Run one epoch; epochs that the checkpoint already has are told again, not run again."""
+        if self.replay:
+            return self._tell(Epoch(**self.replay.pop(0)))
+        epoch = self.training.train_epoch()
+        if self._is_to_keep(epoch):
+            ray.get(self.inputs.keeper.keep.remote(self.trial, self.training.save()))
+            self.kept_at = time.monotonic()
+        return self._tell(epoch)
+
+    def _is_to_keep(self, epoch: Epoch) -> bool:
+        is_due = time.monotonic() - self.kept_at > KEEP_EVERY_S
+        return epoch.is_last or epoch.epoch in self.inputs.keep_epochs or is_due
+
+    def _tell(self, epoch: Epoch) -> dict[str, Any]:
+        worker = {
+            "pid": os.getpid(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "device": self.training.device.type,
+            "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        }
+        return {
+            "epoch": epoch.epoch,
+            "metrics": epoch.metrics,
+            "failure": epoch.failure,
+            "done": epoch.is_last,
+            "worker": worker,
+        }
