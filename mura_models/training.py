@@ -201,7 +201,8 @@ class ProbeTraining:
         tensors["dev_logits"] = torch.from_numpy(self.dev_logits)
         progress = {"best_score": self.best_score, "best_epoch": self.best_epoch, "history": self.history}
         metadata = {"progress": json.dumps(progress), "head": json.dumps(asdict(self.heads.settings))}
-        return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+        content: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+        return content
 
     def restore(self, content: bytes) -> None:
         """Go on from what `save` gave: the next epoch is the one after it."""
@@ -360,4 +361,5 @@ def _balance_bones(bones: np.ndarray) -> np.ndarray:
     """Give each row a probability such that every bone is drawn equally often."""
     _, codes, counts = np.unique(bones, return_inverse=True, return_counts=True)
     weights: np.ndarray = 1.0 / counts[codes]
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights

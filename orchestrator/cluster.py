@@ -28,9 +28,6 @@ def connected(placement: Placement) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Since Ray 2.59 driver, head and workers must agree on this; said aloud, they do (docs/DECISIONS.md).
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = placement.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:

@@ -73,8 +73,9 @@ def decode_films(
     preprocessing_ref = ray.put(preprocessing)
 
     def submit(part: pd.DataFrame) -> Any:
-        named = [(row.digest, Path(row.file).suffix.lower()) for row in part.itertuples()]
-        contents = [Path(file).read_bytes() for file in part["file"]]
+        paths = [Path(file) for file in part["file"]]
+        named = [(digest, path.suffix.lower()) for digest, path in zip(part["digest"], paths, strict=True)]
+        contents = [path.read_bytes() for path in paths]
         return decode_images.remote(named, contents, preprocessing_ref)
 
     def collect() -> Iterator[tuple[list[str], np.ndarray]]:
@@ -135,7 +136,7 @@ def embed_films(
     return embeddings, choice, len(films.digests)
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]
 def decode_images(
     named: list[tuple[str, str]], contents: list[bytes], preprocessing: Preprocessing
 ) -> tuple[list[str], np.ndarray, dict[str, str]]:
@@ -152,7 +153,7 @@ def decode_images(
     return names, films_BHW, failed
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]
 def embed_images(
     rows: range, films_BHW: np.ndarray, model: list[Any], key: str, choice: RuntimeChoice
 ) -> tuple[range, np.ndarray]:

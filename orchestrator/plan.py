@@ -190,7 +190,7 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame) -> tuple[list[str], di
         raise ConfigError(f"bones={missing[0]}: not in the data, which has {', '.join(known)}")
     untrainable = {}
     for bone in known:
-        normal, abnormal = int(counts.loc[bone, 0]), int(counts.loc[bone, 1])
+        normal, abnormal = (int(number) for number in counts.loc[bone, [0, 1]])
         if bone not in wanted:
             untrainable[bone] = "not among --bones"
         elif min(normal, abnormal) < MIN_IMAGES_PER_LABEL:

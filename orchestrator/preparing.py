@@ -48,12 +48,8 @@ def gather_data(config: RunConfig, plan: Plan, manifest: pd.DataFrame, ingested:
     data = {}
     for name in plan.searches:
         target = name.rsplit("/", 1)[0]
-        is_mine = (
-            bones == target.removeprefix("specialist:")
-            if target.startswith("specialist:")
-            else np.ones(len(bones), bool)
-        )
-        rows = np.flatnonzero(is_mine)
+        is_specialist = target.startswith("specialist:")
+        rows = np.flatnonzero(bones == target.removeprefix("specialist:")) if is_specialist else np.arange(len(train))
         is_router = target == "router"
         labels = np.searchsorted(classes, bones) if is_router else train["label"].to_numpy(np.int64)
         data[name] = ProbeData(

@@ -59,7 +59,8 @@ def list_systems(assembly: Assembly, recipes: Sequence[str]) -> dict[str, tuple[
 
 def name_systems(predictions: pd.DataFrame) -> list[str]:
     """Read the systems off the columns of predictions.parquet."""
-    return [column.removeprefix("threshold_") for column in predictions if column.startswith("threshold_")]
+    columns = [str(column) for column in predictions]
+    return [column.removeprefix("threshold_") for column in columns if column.startswith("threshold_")]
 
 
 def score_systems(predictions: pd.DataFrame) -> dict[str, Any]:

@@ -77,9 +77,9 @@ def _finish(listing: Listing, root: Path) -> Listing:
     real_root = os.path.realpath(root)
     files = [os.path.join(root.absolute(), relative) for relative in rows["relative"]]  # noqa: PTH118, 40,005 of them
     folders = rows.groupby(["split", "study"])["folder"].transform("nunique")
-    outside = [leads_outside(file, real_root) for file in files]
+    outside = np.array([leads_outside(file, real_root) for file in files], dtype=bool)
     reasons = np.select(
-        [rows["path"].duplicated(), outside, folders > 1],
+        [rows["relative"].duplicated(), outside, folders > 1],
         ["duplicate row", "link out of the data folder", _TWO_LABELS],
         "",
     )

@@ -1,0 +1,222 @@
+import io
+import struct
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from mura_models.data.images import MAX_PIXELS, READERS, decode_image, inspect_image
+from mura_models.errors import ImageError
+
+rng = np.random.default_rng(0)
+GREY_HW = rng.integers(0, 256, (24, 32), dtype=np.uint8)
+DEEP_HW = rng.integers(0, 65536, (24, 32), dtype=np.uint16)
+DEEP_HW[0, :4] = 0, 65535, 300, 128  # the ends of the scale, and what clipping would turn white
+RGB_HWC = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+ALPHA_HW = rng.integers(0, 256, (24, 32), dtype=np.uint8)
+
+
+def encode(image, image_format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def weigh(rgb_HWC):
+    """ITU-R 601-2 luma."""
+    return rgb_HWC.astype(np.float64) @ [0.299, 0.587, 0.114]
+
+
+def scale(deep_HW):
+    return np.round(deep_HW / 257).astype(np.uint8)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "GIF"])
+def test_eight_bits_stay_as_they_are(image_format):
+    data = encode(Image.fromarray(GREY_HW), image_format)
+    grey_HW = decode_image(data, f".{image_format.lower()}")
+    assert grey_HW.dtype == np.uint8
+    assert np.array_equal(grey_HW, GREY_HW)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_clipped(image_format):
+    data = encode(Image.fromarray(DEEP_HW), image_format)
+    assert np.array_equal(decode_image(data, ".png"), scale(DEEP_HW))
+
+
+def test_sixteen_bits_of_either_byte_order_and_sign_are_scaled():
+    big_endian = Image.frombytes("I;16B", (32, 24), DEEP_HW.astype(">u2").tobytes())
+    assert np.array_equal(decode_image(encode(big_endian, "TIFF"), ".tif"), scale(DEEP_HW))
+    wide = Image.fromarray(DEEP_HW.astype(np.int32))
+    assert wide.mode == "I"
+    assert np.array_equal(decode_image(encode(wide, "TIFF"), ".tif"), scale(DEEP_HW))
+
+
+def test_sixteen_bits_with_white_as_zero_are_inverted():
+    data = encode(Image.fromarray(DEEP_HW), "TIFF", tiffinfo={262: 0})
+    assert np.array_equal(decode_image(data, ".tif"), scale(65535 - DEEP_HW))
+
+
+def test_colours_become_grey_by_luma():
+    assert np.abs(decode_image(encode(Image.fromarray(RGB_HWC)), ".png") - weigh(RGB_HWC)).max() < 0.51
+
+
+def test_a_palette_is_looked_up():
+    colours = rng.integers(0, 256, (256, 3), dtype=np.uint8)
+    image = Image.fromarray(GREY_HW)
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette(colours.tobytes())
+    assert np.abs(decode_image(encode(image), ".png") - weigh(colours[GREY_HW])).max() < 0.51
+    alphas = rng.integers(0, 256, 256, dtype=np.uint8)
+    seen = weigh(colours[GREY_HW]) * alphas[GREY_HW] / 255
+    assert np.abs(decode_image(encode(image, transparency=alphas.tobytes()), ".png") - seen).max() < 1.1
+
+
+@pytest.mark.parametrize("channels", ["LA", "RGBA"])
+def test_what_is_transparent_is_laid_on_black(channels):
+    colours_HWC = GREY_HW[..., None] if channels == "LA" else RGB_HWC
+    data = encode(Image.fromarray(np.dstack([colours_HWC, ALPHA_HW])))
+    opaque = GREY_HW if channels == "LA" else weigh(RGB_HWC)
+    assert np.abs(decode_image(data, ".png") - opaque * (ALPHA_HW / 255)).max() < 1.1
+
+
+def test_a_transparent_value_of_sixteen_bits_is_black():
+    data = encode(Image.fromarray(DEEP_HW), transparency=65535)
+    assert decode_image(data, ".png")[0, 1] == 0
+
+
+def test_one_bit_is_black_and_white():
+    bits_HW = GREY_HW > 127
+    assert np.array_equal(decode_image(encode(Image.fromarray(bits_HW)), ".png"), bits_HW * np.uint8(255))
+
+
+def test_cmyk_is_ink():
+    inks = rng.integers(0, 256, (24, 32, 4), dtype=np.uint8)
+    light = (255 - inks[..., :3].astype(np.float64)) * (255 - inks[..., 3:]) / 255
+    data = encode(Image.frombytes("CMYK", (32, 24), inks.tobytes()), "TIFF")
+    assert np.abs(decode_image(data, ".tif") - weigh(light)).max() < 1.6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied(orientation, image_format):
+    exif = Image.Exif()
+    exif[274] = orientation
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    data = encode(Image.fromarray(GREY_HW), image_format, exif=exif, **options)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L")
+    grey_HW = decode_image(data, ".png")
+    assert np.array_equal(grey_HW, np.asarray(upright))
+    assert inspect_image(data, ".png") == upright.size
+
+
+def test_damaged_exif_does_not_cost_the_image():
+    data = encode(Image.fromarray(GREY_HW), exif=b"Exif\0\0MM\0\x2aabsurd")
+    assert np.array_equal(decode_image(data, ".png"), GREY_HW)
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.fromarray(GREY_HW), Image.fromarray(255 - GREY_HW)]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert np.array_equal(decode_image(data, ".gif"), GREY_HW)
+
+
+def test_content_counts_more_than_the_suffix():
+    data = encode(Image.fromarray(GREY_HW), "BMP")
+    assert np.array_equal(decode_image(data, ".PNG"), GREY_HW)
+
+
+def make_png_header(width, height):
+    """A PNG that claims a size and holds next to nothing."""
+
+    def make_chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = make_chunk(b"IDAT", zlib.compress(b"\0"))
+    return b"\x89PNG\r\n\x1a\n" + make_chunk(b"IHDR", header) + pixels + make_chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix", "reason"),
+    [
+        (b"", ".png", "zero bytes"),
+        (b"these are not pixels", ".png", "not an image"),
+        (b"RIFF\0\0\0\0WAVEfmt ", ".webp", "not an image"),
+        (encode(Image.fromarray(GREY_HW)), ".xyz", "unsupported suffix '.xyz'"),
+        (make_png_header(20000, 20000), ".png", f"too large: 20000 x 20000 px (at most {MAX_PIXELS} pixels)"),
+        (make_png_header(10000, 9000), ".png", f"too large: 10000 x 9000 px (at most {MAX_PIXELS} pixels)"),
+        (encode(Image.new("L", (1, 1))), ".png", "too small: 1 x 1 px"),
+        (encode(Image.new("L", (15, 400))), ".png", "too small: 15 x 400 px"),
+    ],
+)
+def test_what_the_header_shows_is_refused_with_its_reason(data, suffix, reason):
+    for read in (inspect_image, decode_image):
+        with pytest.raises(ImageError) as caught:
+            read(data, suffix)
+        assert str(caught.value) == reason
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "BMP", "GIF"])
+def test_half_a_file_is_truncated(image_format):
+    data = encode(Image.fromarray(GREY_HW), image_format)
+    with pytest.raises(ImageError, match=r"^truncated$"):
+        decode_image(data[: len(data) * 2 // 3], ".png")
+
+
+def test_damaged_pixels_are_told_from_missing_ones():
+    data = bytearray(encode(Image.fromarray(GREY_HW)))
+    start = data.index(b"IDAT") + 4
+    data[start : start + 40] = bytes(40)
+    with pytest.raises(ImageError, match=r"^damaged$"):
+        decode_image(bytes(data), ".png")
+
+
+def test_floating_point_is_refused():
+    with pytest.raises(ImageError, match="floating point"):
+        decode_image(encode(Image.fromarray(GREY_HW.astype(np.float32)), "TIFF"), ".tif")
+
+
+SOURCES = [
+    encode(Image.fromarray(RGB_HWC), image_format, **options)
+    for image_format, options in [("PNG", {}), ("JPEG", {}), ("GIF", {}), ("BMP", {}), ("WEBP", {"lossless": True})]
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(SOURCES), st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6), st.data())
+def test_any_damage_ends_in_pixels_or_a_reason(source, changes, data):
+    damaged = bytearray(source[: data.draw(st.integers(0, len(source)))])
+    for place, value in changes:
+        if damaged:
+            damaged[place % len(damaged)] = value
+    for read in (inspect_image, decode_image):
+        try:
+            read(bytes(damaged), ".png")
+        except ImageError as error:
+            assert 0 < len(str(error)) < 100
+
+
+def test_warnings_of_pillow_do_not_escape_from_threads():
+    odd = bytearray(encode(Image.fromarray(GREY_HW), "TIFF", tiffinfo={270: "a long description"}))
+    tag = odd.index(struct.pack("<HH", 270, 2))
+    odd[tag + 4 : tag + 8] = struct.pack("<I", 10**6)  # longer than the file
+    with pytest.warns(UserWarning, match="Tag data larger than file"):
+        Image.open(io.BytesIO(odd))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:  # here warnings are errors
+        decoded = list(pool.map(decode_image, [bytes(odd), SOURCES[0]] * 50, [".tif", ".png"] * 50))
+    assert all(np.array_equal(grey_HW, GREY_HW) for grey_HW in decoded[::2])
+    assert all(np.array_equal(grey_HW, decoded[1]) for grey_HW in decoded[1::2])
+    assert warnings.filters == before
+
+
+def test_a_reader_joins_by_suffix(monkeypatch):
+    monkeypatch.setitem(READERS, ".dcm", lambda data: Image.frombytes("I;16", (32, 24), data))
+    assert np.array_equal(decode_image(DEEP_HW.tobytes(), ".dcm"), scale(DEEP_HW))
