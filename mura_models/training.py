@@ -10,7 +10,6 @@ with are trained by the same number of updates, whatever the number of their ima
 Shapes: N rows (images), O outcomes, D features, K folds, B rows a batch, C outputs.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -18,15 +17,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
 from mura_models.calibration import choose_threshold
+from mura_models.checkpoints import Checkpoint
 from mura_models.errors import ConfigError
 from mura_models.heads import Heads, HeadSettings
 from mura_models.lr_schedules import LrSchedule
 from mura_models.metrics import Scored, macro_f1, score, to_studies
+from mura_models.sampling import BatchPlan
 
 DevMetric = Literal["auroc", "kappa", "accuracy", "macro_f1"]
 
@@ -117,7 +117,14 @@ class ProbeTraining:
         self.heads.standardise_by(*measure_features(data))
         self.heads.to(self.device)
         self.optimizer = _make_optimizer(self.heads, settings)
-        self.batches = BatchPlan(data, batch_size=settings.batch_size, sampling=settings.sampling, seed=settings.seed)
+        self.batches = BatchPlan(
+            data.folds,
+            num_folds=data.num_folds,
+            num_outcomes=data.features_NOD.shape[1],
+            batch_size=settings.batch_size,
+            balanced_by=data.bones if settings.sampling == "balanced_bones" else None,
+            seed=settings.seed,
+        )
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         """Every epoch so far, as plain values."""
@@ -194,30 +201,27 @@ class ProbeTraining:
         return logits_nC
 
     def save(self) -> bytes:
-        """Give all that resuming exactly needs, and all that the aggregate reads, as one safetensors file."""
-        tensors = {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
-        tensors["dev_logits"] = torch.from_numpy(self.dev_logits)
-        progress = {"best_score": self.best_score, "best_epoch": self.best_epoch, "history": self.history}
-        metadata = {"progress": json.dumps(progress), "head": json.dumps(asdict(self.heads.settings))}
-        content: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-        return content
+        """Give the trial's checkpoint as it stands."""
+        checkpoint = Checkpoint(
+            head_settings=self.heads.settings,
+            heads=self.heads.state_dict(),
+            optimizer=self.optimizer.state_dict()["state"],
+            dev_logits=self.dev_logits,
+            history=self.history,
+            best_score=self.best_score,
+            best_epoch=self.best_epoch,
+        )
+        return checkpoint.to_bytes()
 
     def restore(self, content: bytes) -> None:
         """Go on from what `save` gave: the next epoch is the one after it."""
-        tensors, metadata = load(content), read_metadata(content)
-        self.heads.load_state_dict(_pick(tensors, "heads."))
-        optimizer_state = self.optimizer.state_dict()
-        for name, tensor in _pick(tensors, "optimizer.").items():
-            number, key = name.split(".", 1)
-            optimizer_state["state"].setdefault(int(number), {})[key] = tensor
-        self.optimizer.load_state_dict(optimizer_state)
-        self.dev_logits = tensors["dev_logits"].numpy()
-        progress = json.loads(metadata["progress"])
-        self.history = progress["history"]
+        checkpoint = Checkpoint.from_bytes(content)
+        self.heads.load_state_dict(checkpoint.heads)
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": checkpoint.optimizer})
+        self.dev_logits = checkpoint.dev_logits
+        self.history = checkpoint.history
         self.epoch = len(self.history)
-        self.best_score, self.best_epoch = progress["best_score"], progress["best_epoch"]
+        self.best_score, self.best_epoch = checkpoint.best_score, checkpoint.best_epoch
 
     def _is_last(self, metrics: dict[str, float]) -> bool:
         settings = self.settings
@@ -229,72 +233,6 @@ class ProbeTraining:
         if settings.patience_epochs is None:
             return False
         return self.epoch - max(self.best_epoch, settings.grace_epochs) >= settings.patience_epochs
-
-
-class BatchPlan:
-    """Which rows, under which outcomes, each update of each head sees."""
-
-    def __init__(self, data: ProbeData, *, batch_size: int, sampling: str, seed: int) -> None:
-        self._batch_size = batch_size
-        self._seed = seed
-        self._num_outcomes = data.features_NOD.shape[1]
-        self._entries = [np.flatnonzero(data.folds != fold) for fold in range(data.num_folds)]
-        self._weights = [_balance_bones(data.bones[e]) if sampling == "balanced_bones" else None for e in self._entries]
-        self._passes: dict[tuple[int, int], np.ndarray] = {}
-
-    def draw(self, update: int) -> tuple[np.ndarray, np.ndarray]:
-        """Give rows [K, B] (as entries of the data) and outcomes [K, B] of update number `update`.
-
-        Plain sampling walks through one shuffled pass after the other, so that every row is seen equally often.
-        """
-        size = self._batch_size
-        rng = np.random.default_rng([self._seed, update])
-        outcomes_KB = rng.integers(self._num_outcomes, size=(len(self._entries), size))
-        rows_KB = np.empty((len(self._entries), size), np.int64)
-        for fold, (entries, weights) in enumerate(zip(self._entries, self._weights, strict=True)):
-            if weights is not None:
-                rows_KB[fold] = rng.choice(entries, size=size, p=weights)
-                continue
-            position = np.arange(update * size, (update + 1) * size)
-            for number in range(position[0] // len(entries), position[-1] // len(entries) + 1):
-                here = position // len(entries) == number
-                rows_KB[fold, here] = self._shuffle(fold, number)[position[here] % len(entries)]
-        return rows_KB, outcomes_KB
-
-    def _shuffle(self, fold: int, number: int) -> np.ndarray:
-        """Give the order of pass `number` over the rows that head `fold` may see."""
-        if (fold, number) not in self._passes:
-            self._passes.pop((fold, number - 2), None)
-            rng = np.random.default_rng([self._seed, fold, number, 1])
-            self._passes[fold, number] = rng.permutation(self._entries[fold])
-        return self._passes[fold, number]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainedHeads:
-    """What a trial left: its heads, and its out-of-fold logits [n, C] in the order of the search's rows."""
-
-    heads: Heads
-    dev_logits: np.ndarray
-
-
-def load_trained(content: bytes) -> TrainedHeads:
-    """Read what `ProbeTraining.save` gave."""
-    tensors, metadata = load(content), read_metadata(content)
-    heads = Heads(HeadSettings(**json.loads(metadata["head"])))
-    heads.load_state_dict(_pick(tensors, "heads."))
-    return TrainedHeads(heads=heads.eval(), dev_logits=tensors["dev_logits"].numpy())
-
-
-def read_metadata(content: bytes) -> dict[str, str]:
-    """Read the texts in the head of a safetensors file."""
-    length = int.from_bytes(content[:8], "little")
-    metadata: dict[str, str] = json.loads(content[8 : 8 + length])["__metadata__"]
-    return metadata
-
-
-def _pick(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def measure_features(data: ProbeData) -> tuple[Tensor, Tensor]:
@@ -355,11 +293,3 @@ def _make_optimizer(heads: Heads, settings: TrialSettings) -> torch.optim.Optimi
         {"params": list(heads.biases), "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
-
-
-def _balance_bones(bones: np.ndarray) -> np.ndarray:
-    """Give each row a probability such that every bone is drawn equally often."""
-    _, codes, counts = np.unique(bones, return_inverse=True, return_counts=True)
-    weights: np.ndarray = 1.0 / counts[codes]
-    weights /= weights.sum()
-    return weights

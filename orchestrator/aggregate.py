@@ -8,10 +8,12 @@ import numpy as np
 
 from mura_models.assembly import AbnormalityModel, Assembly
 from mura_models.calibration import apply_temperature, calibrate
+from mura_models.checkpoints import Checkpoint
 from mura_models.errors import RunError
+from mura_models.heads import Heads
 from mura_models.intervals import standard_error_of_gain
 from mura_models.metrics import Scored, score, to_studies
-from mura_models.training import ProbeData, TrainedHeads, load_trained
+from mura_models.training import ProbeData
 from orchestrator.config import RunConfig
 from orchestrator.plan import Plan, PlannedTrial
 
@@ -23,7 +25,7 @@ class Winner:
     """A search's best trial and its model."""
 
     trial: PlannedTrial
-    trained: TrainedHeads
+    heads: Heads
     score: float
     """Dev metric at the last epoch it ran."""
     num_epochs: int
@@ -73,17 +75,17 @@ def crown_winners(
             failed[search] = str(error)
             continue
         winners[search] = _build_winner(
-            trials[line["trial"]], line, metric, data[search], load_trained(load_checkpoint(line["trial"]))
+            trials[line["trial"]], line, metric, data[search], Checkpoint.from_bytes(load_checkpoint(line["trial"]))
         )
     return winners, failed
 
 
-def _build_winner(trial: PlannedTrial, line: Line, metric: str, data: ProbeData, trained: TrainedHeads) -> Winner:
-    model, dev = None, None
+def _build_winner(trial: PlannedTrial, line: Line, metric: str, data: ProbeData, checkpoint: Checkpoint) -> Winner:
+    model, dev, heads = None, None, checkpoint.build_heads()
     if not data.is_router:
-        logits = trained.dev_logits[:, 0].astype(np.float64)
+        logits = checkpoint.dev_logits[:, 0].astype(np.float64)
         calibration = calibrate(logits, data.labels, data.studies)
-        model = AbnormalityModel(target=trial.target, recipe=trial.recipe, heads=trained.heads, calibration=calibration)
+        model = AbnormalityModel(target=trial.target, recipe=trial.recipe, heads=heads, calibration=calibration)
         dev = Scored(
             labels=data.labels,
             p_abnormal=apply_temperature(logits, calibration.temperature),
@@ -92,7 +94,7 @@ def _build_winner(trial: PlannedTrial, line: Line, metric: str, data: ProbeData,
         )
     return Winner(
         trial=trial,
-        trained=trained,
+        heads=heads,
         score=line["metrics"][metric],
         num_epochs=line["epoch"],
         model=model,
@@ -149,7 +151,7 @@ def assemble(winners: Mapping[str, Winner], serving: Mapping[str, str], bones: S
     router = winners.get("router/linear_probe")
     return Assembly(
         classes=tuple(bones),
-        router=router.trained.heads if router else None,
+        router=router.heads if router else None,
         models={winner.model.name: winner.model for winner in winners.values() if winner.model},
         serving=dict(serving),
     )

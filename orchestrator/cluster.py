@@ -62,7 +62,7 @@ def share_cluster(placement: Placement) -> Share:
 
     Raises ConfigError where no node has that much, for such a trial would wait for ever.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = list_node_resources()
     num_gpus = placement.gpus_per_trial
     if num_gpus is None:
         num_gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
@@ -75,6 +75,14 @@ def share_cluster(placement: Placement) -> Share:
             f"a trial asks for cpus-per-trial={num_cpus:g} and gpus-per-trial={num_gpus:g}, the nodes have: {have}"
         )
     return Share(num_cpus=num_cpus, num_gpus=num_gpus, max_concurrent=placement.max_concurrent)
+
+
+def list_node_resources() -> list[dict[str, float]]:
+    """Give what each living node has, and each kind of node that an autoscaler may start."""
+    living = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cluster_config = ray._private.state.state.get_cluster_config()
+    startable = [dict(group.resources) for group in cluster_config.node_group_configs] if cluster_config else []
+    return living + startable
 
 
 def _cpus_beside_gpus(nodes: list[dict[str, float]], num_gpus: float) -> float:

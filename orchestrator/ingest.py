@@ -24,6 +24,9 @@ from mura_models.runtimes import Embedder, RuntimeChoice, choose_runtime, prepar
 from orchestrator.config import RunConfig
 
 FILMS_PER_TASK = 64
+MIN_UNDER_WAY = 8
+"""Tasks waiting at least, so that an autoscaler with no node yet has something to start one for."""
+
 OnProgress = Callable[[str, int, int], None]
 """Called with what is done ("decode", "embed"), how many films of how many."""
 
@@ -42,11 +45,13 @@ class Ingested:
     """Digest of a file that could not be decoded -> why."""
 
 
-def ingest(config: RunConfig, manifest: pd.DataFrame, *, cache: Path, on_progress: OnProgress) -> Ingested:
-    """Decode and embed what the cache does not hold yet."""
+def ingest(
+    config: RunConfig, manifest: pd.DataFrame, *, cache: Path, has_gpus: bool, on_progress: OnProgress
+) -> Ingested:
+    """Decode and embed what the cache does not hold yet; on GPUs where trials run on GPUs."""
     films, num_decoded = decode_films(manifest, config.preprocessing, cache=cache, on_progress=on_progress)
     backbone = load_backbone(config.backbone)
-    choice = choose_runtime(backbone.name, find_device())
+    choice = choose_runtime(backbone.name, find_device() if has_gpus else "cpu")
     embeddings, choice, num_embedded = embed_films(
         films, config.preprocessing, backbone, choice, cache=cache, on_progress=on_progress
     )
@@ -173,19 +178,16 @@ _opened: dict[str, Embedder] = {}
 
 
 def find_device() -> Any:
-    """Say where the cluster embeds: on its GPUs where torch there finds any, else on CPUs."""
-    if not ray.cluster_resources().get("GPU", 0):
-        return "cpu"
+    """Say where the cluster's GPU nodes embed: on a CPU where torch finds no CUDA on them."""
     has_cuda = ray.remote(torch.cuda.is_available).options(name="look_for_cuda", num_cpus=0, num_gpus=1)
     return "cuda" if ray.get(has_cuda.remote()) else "cpu"
 
 
 def run_bounded(submit: Callable[[Any], Any], parts: Iterable[Any]) -> Iterator[Any]:
     """Submit a task a part and yield results as they come, with no more under way than keeps every worker busy."""
-    limit = max(4, 2 * int(ray.cluster_resources().get("CPU", 1)))
     under_way: list[Any] = []
     for part in parts:
-        if len(under_way) >= limit:
+        if len(under_way) >= max(MIN_UNDER_WAY, 2 * int(ray.cluster_resources().get("CPU", 0))):
             done, under_way = ray.wait(under_way, num_returns=1)
             yield ray.get(done[0])
         under_way.append(submit(part))

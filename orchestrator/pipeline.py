@@ -17,7 +17,7 @@ from orchestrator.preparing import finish_manifest, gather_data
 from orchestrator.provenance import open_run
 from orchestrator.report import render_report
 from orchestrator.rundir import Journal, RunDir, write_table
-from orchestrator.search import run_searches
+from orchestrator.search import Share, run_searches
 
 
 def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Monitor) -> RunDir:
@@ -35,13 +35,20 @@ def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Moni
         with connected(placement):
             monitor.say(f"dashboard: {find_dashboard()}")
             monitor.say(f"metrics: {' '.join(find_metrics_endpoints())}")
-            ingested = ingest(config, dataset.manifest, cache=cache_root(), on_progress=monitor.on_progress)
+            share = share_cluster(placement)
+            ingested = ingest(
+                config,
+                dataset.manifest,
+                cache=cache_root(),
+                has_gpus=share.num_gpus > 0,
+                on_progress=monitor.on_progress,
+            )
             record_ingest(ingested, rundir)
             manifest = finish_manifest(config, dataset, ingested, rundir)
             plan = make_plan(config, manifest)
             write_table(rundir.plan, plan.to_table())
             data = gather_data(config, plan, manifest, ingested)
-            search(config, placement, plan, data, rundir=rundir, monitor=monitor)
+            search(config, plan, data, share=share, rundir=rundir, monitor=monitor)
         failed = conclude(
             config=config, dataset=dataset, plan=plan, manifest=manifest, ingested=ingested, data=data, rundir=rundir
         )
@@ -72,10 +79,10 @@ def choose_rundir(config: RunConfig, placement: Placement, dataset: DataSet) -> 
 
 def search(
     config: RunConfig,
-    placement: Placement,
     plan: Plan,
     data: dict[str, ProbeData],
     *,
+    share: Share,
     rundir: RunDir,
     monitor: Monitor,
 ) -> None:
@@ -85,7 +92,7 @@ def search(
     monitor.say(f"{len(plan.trials)} trials in {len(plan.searches)} searches")
     follower = SearchMonitor(config, plan, monitor)
     follower.begin(Journal(rundir.journal).lines)
-    run_searches(config, plan, data, rundir=rundir, share=share_cluster(placement), on_line=follower.on_line)
+    run_searches(config, plan, data, rundir=rundir, share=share, on_line=follower.on_line)
 
 
 def forecast(config: RunConfig, dataset: DataSet, monitor: Monitor) -> None:

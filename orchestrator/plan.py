@@ -120,10 +120,11 @@ def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
     searches += [("baseline", recipe) for recipe in config.recipes]
     if len(counts) > 1:
         searches.append(("router", "linear_probe"))
+    images_of_bone = train["bone"].value_counts().to_dict()
     updates = count_updates_per_epoch(config, train)
     trials = []
     for target, recipe in searches:
-        num_images = int(counts.loc[target.split(":", 1)[1]].sum()) if ":" in target else len(train)
+        num_images = images_of_bone.get(target.removeprefix("specialist:"), len(train))
         trials += _plan_search(config, target, recipe, num_images=num_images, updates_per_epoch=updates)
     trials.sort(key=lambda trial: (-trial.forecast_s, trial.search, trial.trial))
     return Plan(trials=tuple(trials), untrainable=untrainable)
@@ -190,7 +191,7 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame) -> tuple[list[str], di
         raise ConfigError(f"bones={missing[0]}: not in the data, which has {', '.join(known)}")
     untrainable = {}
     for bone in known:
-        normal, abnormal = (int(number) for number in counts.loc[bone, [0, 1]])
+        normal, abnormal = counts.loc[bone].tolist()
         if bone not in wanted:
             untrainable[bone] = "not among --bones"
         elif min(normal, abnormal) < MIN_IMAGES_PER_LABEL:

@@ -14,9 +14,7 @@ def draw_scored(seed, *, num_rows=400, shift=1.0, num_patients=None):
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 2, num_rows)
     logits = generator.normal(size=num_rows) + shift * (labels - 0.5)
-    patients = (
-        np.arange(num_rows) if num_patients is None else generator.integers(num_patients, size=num_rows)
-    )
+    patients = np.arange(num_rows) if num_patients is None else generator.integers(num_patients, size=num_rows)
     return Scored(
         labels=labels.astype(np.int8),
         p_abnormal=1 / (1 + np.exp(-logits)),
