@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from mura_models.data.mura_counts import MURA_COUNTS
 from mura_models.data.phantom import write_phantom
-from mura_models.data.phantom.counts import MURA_COUNTS, plan_studies
+from mura_models.data.phantom.counts import plan_studies
 from mura_models.data.phantom.studies import BUILDERS, write_study
 from mura_models.errors import ConfigError
 

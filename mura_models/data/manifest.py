@@ -71,7 +71,8 @@ def _read_mura(folder: Path, num_threads: int, on_progress: Callable[[int, int],
         listing = listing.add_notes(compare_counts(listing.rows))
     # MURA numbers the studies of its two splits apart.
     listing = apply_rules(listing, study_columns=("split", "patient", "bone", "study"))
-    return _check_usable(_make_dataset(_make_slug(root), "mura", listing, is_phantom=is_phantom), folder)
+    name = "phantom" if is_phantom else _make_slug(root)
+    return _check_usable(_make_dataset(name, "mura", listing, is_phantom=is_phantom), folder)
 
 
 def read_predict_input(path: Path) -> DataSet:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from mura_models.data.csv_manifest import LABELS, read_text
 from mura_models.data.images import READERS
-from mura_models.data.phantom.counts import MURA_COUNTS, MURA_PATIENTS
+from mura_models.data.mura_counts import MURA_COUNTS, MURA_PATIENTS
 from mura_models.data.scan import Listing, is_junk, leads_outside
 from mura_models.errors import DataError
 

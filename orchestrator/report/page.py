@@ -1,11 +1,146 @@
-"""report.html from report.json."""
+"""report.html: one self-contained page from report.json, trials.parquet and predictions.parquet."""
 
-import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
 
-from orchestrator.rundir import RunDir, whole_file
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from orchestrator.report import wording
+from orchestrator.report.figures import (
+    FAMILY_COLOURS,
+    STATE_COLOURS,
+    Canvas,
+    Drawing,
+    draw_bones,
+    draw_confusions,
+    draw_differences,
+    draw_learning_curves,
+    draw_roc,
+)
+from orchestrator.rundir import RunDir, read_json, whole_file, whole_folder
+
+HERE = Path(__file__).parent
+METRICS = {
+    "auroc": "AUROC",
+    "kappa": "Kappa",
+    "accuracy": "Accuracy",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+}
+"""Those with a column on the page; report.json has more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """The page's figures by section."""
+
+    differences: Sequence[Drawing]
+    bones: Sequence[Drawing]
+    roc: Sequence[Drawing]
+    router: Sequence[Drawing]
+    searches: Sequence[Drawing]
+
+    def all(self) -> list[Drawing]:
+        """Give every figure in the order of the page."""
+        return [*self.differences, *self.bones, *self.roc, *self.router, *self.searches]
 
 
 def render_report(rundir: RunDir) -> None:
-    """Write report.html."""
+    """Write report.html and figures/, each whole or not at all."""
+    report = read_json(rundir.report_json)
+    winners = read_json(rundir.served)["winners"]
+    trials, predictions = pd.read_parquet(rundir.trials), pd.read_parquet(rundir.predictions)
+    figures = draw_figures(report, winners, trials, predictions)
+    with whole_folder(rundir.figures) as aside:
+        for drawing in figures.all():
+            (aside / f"{drawing.name}.svg").write_text(drawing.svg, encoding="utf-8")
+    page = render_page(report, winners, figures)
     with whole_file(rundir.report_html) as aside:
-        aside.write_text("<pre>" + json.dumps(json.loads(rundir.report_json.read_text()), indent=1) + "</pre>")
+        aside.write_text(page, encoding="utf-8")
+
+
+def draw_figures(
+    report: Mapping[str, Any], winners: Mapping[str, Any], trials: pd.DataFrame, predictions: pd.DataFrame
+) -> Figures:
+    """Draw everything the page shows."""
+    canvas = Canvas(is_phantom=report["data"]["is_phantom"])
+    return Figures(
+        differences=draw_differences(canvas, report),
+        bones=draw_bones(canvas, report),
+        roc=draw_roc(canvas, report, predictions),
+        router=draw_confusions(canvas, report["router"]) if report["router"] else [],
+        searches=draw_learning_curves(canvas, report, winners, trials),
+    )
+
+
+def render_page(report: Mapping[str, Any], winners: Mapping[str, Any], figures: Figures) -> str:
+    """Fill the template; every value is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "value": wording.format_value,
+        "signed": wording.format_signed,
+        "interval": wording.format_interval,
+        "rate": wording.format_rate,
+        "gloss": wording.gloss_system,
+        "family": wording.name_family,
+        "hide_folders": wording.hide_folders,
+        "count": "{:,}".format,
+        "data_uri": encode_svg,
+    }
+    headlines = wording.list_headlines(report)
+    best_baseline = wording.find_best_baseline(report)
+    return environment.get_template("report.html.j2").render(
+        **report,
+        css=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        winners=winners,
+        figures=figures,
+        headlines=headlines,
+        answer=wording.write_answer(headlines, best_baseline),
+        best_baseline=best_baseline,
+        bone_comparisons=wording.select_comparisons(report, scope="bone", unit="study", metric="auroc"),
+        other_comparisons=wording.select_comparisons(report, scope="mean_of_bones")
+        + wording.select_comparisons(report, scope="pooled"),
+        settings=list_settings(report["run"]["config"]),
+        metrics=METRICS,
+        phantom_label=wording.PHANTOM_LABEL,
+        family_colours=FAMILY_COLOURS,
+        state_colours=STATE_COLOURS,
+    )
+
+
+def encode_svg(drawing: Drawing) -> str:
+    """Give a figure as an address that holds it: nothing inside can reach the page, nor its names another figure's."""
+    return "data:image/svg+xml;base64," + b64encode(drawing.svg.encode()).decode()
+
+
+def list_settings(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Give a run's settings as rows; a file is named without its folder."""
+    rows: list[tuple[str, str]] = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            rows += list_settings(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, format_setting(value)))
+    return rows
+
+
+def format_setting(value: object) -> str:
+    """Write one setting."""
+    if value is None:
+        return "all"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else str(value)

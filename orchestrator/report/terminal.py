@@ -1,52 +1,65 @@
-"""The figures of report.json as a table on the terminal."""
+"""The figures of report.json on the terminal, 80 columns wide."""
 
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.report.wording import PHANTOM_LABEL, Headline, format_value, list_headlines
 from orchestrator.rundir import RunDir, read_json
 
-SHOWN = (("study", "auroc"), ("study", "kappa"), ("image", "auroc"), ("image", "accuracy"))
+COLUMNS = {"study": ("auroc", "kappa"), "image": ("auroc", "accuracy")}
+MIN_WIDTH = 80
 
 
 def print_summary(rundir: RunDir, console: Console) -> None:
     """Print every system's test figures, the headline and where the rest is."""
     report = read_json(rundir.report_json)
-    title = "Test, all bones pooled" + (" (PHANTOM: synthetic films)" if report["data"]["is_phantom"] else "")
-    table = Table(title=title, title_justify="left")
-    table.add_column("system")
-    for unit, metric in SHOWN:
-        table.add_column(f"{metric}, {unit} [95% CI]", justify="right")
-    for name, system in report["systems"].items():
-        cells = [format_estimate(system["overall"][unit][metric]) for unit, metric in SHOWN]
-        table.add_row(name, *cells)
-    console.print(table)
-    for comparison in report["comparisons"]:
-        if comparison["scope"] == "mean_of_bones" and comparison["unit"] == "study" and comparison["metric"] == "auroc":
-            console.print(describe_comparison(comparison), markup=False, soft_wrap=True)
+    mark = f" ({PHANTOM_LABEL})" if report["data"]["is_phantom"] else ""
+    for unit, metrics in COLUMNS.items():
+        _say(console, f"\nTest by {unit}, all bones pooled, 95% CI{mark}")
+        console.print(_tabulate(report["systems"], unit, metrics), width=max(console.width, MIN_WIDTH), crop=False)
+    _say(console, f"\nHeadline: study AUROC on test, mean over bones of within-bone differences{mark}")
+    for headline in list_headlines(report):
+        _say(console, _describe(headline))
     if report["router"]:
-        console.print(f"router: macro F1 {report['router']['image']['macro_f1']:.3f} by image", markup=False)
-    console.print(f"report: {rundir.report_html.resolve()}", markup=False, soft_wrap=True)
-    console.print(f"bundle: {rundir.bundle.resolve()}", markup=False, soft_wrap=True)
+        _say(console, f"\nRouter: macro F1 {report['router']['image']['macro_f1']:.3f} by image")
+    _say(console, f"Report: {rundir.report_html.resolve()}")
+    _say(console, f"Bundle: {rundir.bundle.resolve()}")
 
 
 def format_estimate(estimate: dict[str, Any]) -> str:
     """Write a value with its interval."""
     if estimate["value"] is None:
-        return "-"
+        return f"-      {estimate['why']}"
+    value = to_ascii(format_value(estimate["value"]))
     if estimate["ci95"] is None:
-        return f"{estimate['value']:.3f}"
-    low, high = estimate["ci95"]
-    return f"{estimate['value']:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{value}  {estimate['why']}"
+    low, high = (to_ascii(format_value(bound)) for bound in estimate["ci95"])
+    return f"{value} [{low}, {high}]"
 
 
-def describe_comparison(comparison: dict[str, Any]) -> str:
-    """Write a paired difference as a sentence."""
-    difference, ci95 = comparison["difference"], comparison["ci95"]
-    text = f"{comparison['a']} - {comparison['b']}: mean over bones of study AUROC differences "
-    if difference is None:
-        return f"{text}does not exist ({comparison['why']})"
-    if ci95 is None:
-        return f"{text}{difference:+.3f} (no interval: {comparison['why']})"
-    return f"{text}{difference:+.3f}, 95% CI [{ci95[0]:+.3f}, {ci95[1]:+.3f}], p {comparison['p']:.3f}"
+def to_ascii(text: str) -> str:
+    """Write minus and dash as every terminal's encoding knows them."""
+    return text.replace("\u2212", "-").replace("\u2013", "-")
+
+
+def _tabulate(systems: dict[str, Any], unit: str, metrics: tuple[str, ...]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("system", no_wrap=True)
+    for metric in metrics:
+        table.add_column({"auroc": "AUROC"}.get(metric, metric), no_wrap=True)
+    for name, system in systems.items():
+        table.add_row(name, *(format_estimate(system["overall"][unit][metric]) for metric in metrics))
+    return table
+
+
+def _describe(headline: Headline) -> str:
+    bounds = f"95% CI {headline.interval}" if headline.interval else f"no interval: {headline.why}"
+    return to_ascii(
+        f"{headline.system} against {headline.baseline}:\n  {headline.difference}, {bounds}: {headline.verdict}"
+    )
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

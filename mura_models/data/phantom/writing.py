@@ -11,7 +11,8 @@ from pathlib import Path
 
 import PIL
 
-from mura_models.data.phantom.counts import MURA_COUNTS, PlannedStudy, Split, plan_studies
+from mura_models.data.mura_counts import MURA_COUNTS, Split
+from mura_models.data.phantom.counts import PlannedStudy, plan_studies
 from mura_models.data.phantom.studies import write_study
 from mura_models.errors import ConfigError
 

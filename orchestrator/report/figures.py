@@ -1,0 +1,317 @@
+"""The page's figures as SVG text: small panels that a phone can show one below the other.
+
+Every figure names its unit and, over synthetic films, says so. The same report gives the same bytes.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import roc_curve
+
+from orchestrator.report.wording import PHANTOM_LABEL, find_best_baseline, name_family, select_comparisons
+
+# Okabe and Ito's colours, told apart by the colour-blind; darkened where thin lines on white need it.
+INK, MUTED, GRID, ALARM = "#1f2a33", "#5f6b76", "#dfe3e8", "#a8320a"
+FAMILY_COLOURS = {"baseline": "#6b7480", "specialists": "#d55e00", "served": "#0072b2"}
+STATE_COLOURS = {"COMPLETE": "#0072b2", "PRUNED": "#e69f00", "FAILED": "#a8320a", "RUNNING": "#b4bcc4"}
+STATE_DASHES = {"COMPLETE": "solid", "PRUNED": (0, (4, 2)), "FAILED": (0, (1, 1.5)), "RUNNING": "solid"}
+
+# Laid out with matplotlib's own wide font, shown in the reader's narrower one: nothing can overlap.
+FONT_STACK = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,  # a bone may hold a dollar sign
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 8.5,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "axes.unicode_minus": True,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mura-study",
+}
+PANEL_WIDTH_INCHES = 4.3
+MAX_LABEL = 18
+CELL_TEXT_MAX_CLASSES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A finished figure."""
+
+    name: str
+    """Its file's name without the suffix."""
+    alt: str
+    svg: str
+
+
+class Canvas:
+    """Draws panels of one report: all of them marked where the films are synthetic."""
+
+    def __init__(self, *, is_phantom: bool) -> None:
+        self.is_phantom = is_phantom
+
+    @contextmanager
+    def panel(self, title: str, height_inches: float, width_inches: float = PANEL_WIDTH_INCHES) -> Iterator["Panel"]:
+        """Give axes to draw on; `Panel.drawing` exists once the block has ended."""
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
+            axes = figure.add_subplot()
+            axes.tick_params(length=0, pad=5)
+            figure.suptitle(title, x=0.012, ha="left", fontsize=9.5, fontweight="bold")
+            if self.is_phantom:
+                axes.set_title(PHANTOM_LABEL, loc="right", fontsize=8, fontweight="bold", color=ALARM)
+            panel = Panel(axes)
+            yield panel
+            panel.svg = _write_svg(figure)
+
+
+class Panel:
+    """Axes, and the SVG they become."""
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self.svg = ""
+
+    def drawing(self, name: str, alt: str) -> Drawing:
+        """Name the finished panel."""
+        return Drawing(name=name, alt=alt, svg=self.svg)
+
+
+def _write_svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with warnings.catch_warnings():  # the reader's fonts may hold what matplotlib's own lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue().replace("'DejaVu Sans'", FONT_STACK)
+
+
+def shorten(text: str) -> str:
+    """Cut a name to what fits beside an axis; control characters, which SVG cannot hold, become spaces."""
+    plain = "".join(character if character.isprintable() else " " for character in text)
+    return plain if len(plain) <= MAX_LABEL else f"{plain[: MAX_LABEL - 1]}\u2026"
+
+
+def draw_differences(canvas: Canvas, report: Mapping[str, Any]) -> list[Drawing]:
+    """Draw a forest plot a family: filled where the router names the bone, hollow where it is known."""
+    rows = select_comparisons(report, unit="study", metric="auroc")
+    rows = [row for row in rows if row["scope"] in ("mean_of_bones", "bone")]
+    bounds = [bound for row in rows for bound in (row["ci95"] or [row["difference"] or 0.0])]
+    reach = 1.1 * max([0.02, *map(abs, bounds)])
+    drawings = []
+    for baseline in dict.fromkeys(row["b"] for row in rows):
+        for family in ("specialists", "served"):
+            mine = [row for row in rows if name_family(row["a"]) == family and row["b"] == baseline]
+            if mine:
+                drawings.append(_draw_forest(canvas, mine, family, baseline, reach))
+    return drawings
+
+
+def _draw_forest(
+    canvas: Canvas, rows: Sequence[Mapping[str, Any]], family: str, baseline: str, reach: float
+) -> Drawing:
+    bones = [*dict.fromkeys(row["bone"] for row in rows if row["scope"] == "bone"), None]
+    title = f"{family.capitalize()} \u2212 {baseline}"
+    with canvas.panel(title, 1.25 + 0.36 * len(bones)) as panel:
+        axes = panel.axes
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        axes.axhline(len(bones) - 1.5, color=GRID, linewidth=0.8)
+        for row in rows:
+            is_routed = row["a"].endswith("_routed")
+            y = bones.index(row["bone"]) + (0.14 if is_routed else -0.14)
+            _draw_interval(
+                axes, row["difference"], row["ci95"], y, FAMILY_COLOURS[family], is_filled=is_routed, why=row.get("why")
+            )
+        axes.set_yticks(range(len(bones)), ["mean over bones" if b is None else shorten(b) for b in bones])
+        axes.get_yticklabels()[-1].set_fontweight("bold")
+        axes.set(xlim=(-reach, reach), ylim=(len(bones) - 0.4, -0.6))
+        axes.set_xlabel(f"difference in study-level AUROC on test, 95% CI\n{_DIRECTIONS}")
+        axes.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
+        axes.spines["left"].set_visible(False)
+    return panel.drawing(
+        f"differences_{family}_{baseline}",
+        f"Study-level AUROC differences of {family} and {baseline}, bone by bone; the tables give the figures",
+    )
+
+
+def _draw_interval(
+    axes: Axes,
+    value: float | None,
+    ci95: Sequence[float] | None,
+    y: float,
+    colour: str,
+    *,
+    is_filled: bool,
+    why: str | None,
+) -> None:
+    if value is None:
+        if is_filled:  # said once a row, not once a mark
+            place = axes.get_yaxis_transform()
+            axes.annotate(f"{why}", (0.5, y - 0.14), (8, 0), place, "offset points", va="center", **_NOTE)
+        return
+    if ci95:
+        axes.plot(ci95, [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
+    axes.plot(value, y, "o", markersize=5.5, color=colour, markerfacecolor=colour if is_filled else "white")
+    if not ci95 and is_filled:
+        axes.annotate(f"{why}", (value, y - 0.14), (8, 0), textcoords="offset points", va="center", **_NOTE)
+
+
+_DIRECTIONS = "\u2190 baseline better \u00a0\u00a0\u00a0\u00a0 system better \u2192"  # SVG drops plain spaces in a row
+_NOTE: dict[str, Any] = {"fontsize": 8, "fontstyle": "italic", "color": MUTED}
+
+
+def draw_bones(canvas: Canvas, report: Mapping[str, Any]) -> list[Drawing]:
+    """Draw AUROC and kappa by true bone, the served system beside the best baseline."""
+    best_baseline = find_best_baseline(report)
+    systems = [name for name in (best_baseline, "served_routed") if name]
+    drawings = []
+    for metric, label in (("auroc", "AUROC"), ("kappa", "kappa")):
+        bones = list(report["systems"]["served_routed"]["by_bone"])
+        with canvas.panel(f"{label} by bone, by study", 1.2 + 0.36 * len(bones)) as panel:
+            axes = panel.axes
+            axes.axvline(0.5 if metric == "auroc" else 0, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+            for number, name in enumerate(systems):
+                offset = 0.14 if number else -0.14
+                for y, bone in enumerate(bones):
+                    estimate = report["systems"][name]["by_bone"][bone]["study"][metric]
+                    colour = FAMILY_COLOURS[name_family(name)]
+                    _draw_interval(
+                        axes,
+                        estimate["value"],
+                        estimate["ci95"],
+                        y + offset,
+                        colour,
+                        is_filled=bool(number),
+                        why=estimate.get("why"),
+                    )
+            axes.set_yticks(range(len(bones)), [shorten(bone) for bone in bones])
+            axes.set(ylim=(len(bones) - 0.4, -0.6), xlabel=f"study-level {label} on test, 95% CI")
+            axes.set_xlim(right=1.02)
+            axes.grid(axis="x", color=GRID, linewidth=0.8)
+            axes.set_axisbelow(True)
+            axes.spines["left"].set_visible(False)
+        drawings.append(panel.drawing(f"bones_{metric}", f"Study-level {label} by bone of {' and '.join(systems)}"))
+    return drawings
+
+
+def draw_roc(canvas: Canvas, report: Mapping[str, Any], predictions: pd.DataFrame) -> list[Drawing]:
+    """Draw ROC curves by image, all bones first; a bone with one label on test has none."""
+    parts = [("all bones", predictions), *((str(bone), rows) for bone, rows in predictions.groupby("bone"))]
+    drawings = []
+    for number, (part, rows) in enumerate(parts):
+        if rows["label"].nunique() < 2:
+            continue
+        num_abnormal = int(rows["label"].sum())
+        with canvas.panel(shorten(part), 3.4, 3.2) as panel:
+            axes = panel.axes
+            axes.plot([0, 1], [0, 1], color=GRID, linewidth=1)
+            for name, width in ((find_best_baseline(report), 3.0), ("served_routed", 1.3)):
+                if name is None:
+                    continue
+                false_rate, true_rate, _ = roc_curve(rows["label"], rows[f"p_{name}"])
+                colour = FAMILY_COLOURS[name_family(name)]
+                alpha = 0.45 if name_family(name) == "baseline" else 1.0
+                axes.plot(false_rate, true_rate, color=colour, linewidth=width, alpha=alpha)
+            counts = f"{num_abnormal} abnormal,\n{len(rows) - num_abnormal} normal images"
+            axes.text(0.98, 0.04, counts, ha="right", **_NOTE)
+            axes.set(xlabel="1 \u2212 specificity, by image", ylabel="sensitivity, by image")
+            axes.set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=_FIFTHS, yticks=_FIFTHS)
+        drawings.append(panel.drawing(f"roc_{number:02d}", f"ROC curves by image, {part}"))
+    return drawings
+
+
+_FIFTHS = (0, 0.2, 0.4, 0.6, 0.8, 1)
+
+
+def draw_confusions(canvas: Canvas, router: Mapping[str, Any]) -> list[Drawing]:
+    """Draw the router's confusion by image and by study; a row's shades add up to one."""
+    classes = [shorten(bone) for bone in router["classes"]]
+    drawings = []
+    for unit in ("image", "study"):
+        counts_CC = np.array(router[unit]["confusion"])
+        share_CC = counts_CC / np.maximum(counts_CC.sum(axis=1, keepdims=True), 1)
+        with canvas.panel(f"Router, by {unit}", 1.5 + 0.36 * max(len(classes), 4)) as panel:
+            axes = panel.axes
+            axes.imshow(share_CC, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
+            is_narrow = sum(map(len, classes)) > 34
+            turn: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if is_narrow else {}
+            axes.set_xticks(range(len(classes)), classes, **turn)
+            axes.set_yticks(range(len(classes)), classes)
+            axes.set(xlabel=f"bone named by the router ({unit} counts)", ylabel="true bone")
+            axes.spines[:].set_visible(False)
+            if len(classes) <= CELL_TEXT_MAX_CLASSES:
+                for (true, named), count in np.ndenumerate(counts_CC):
+                    colour = "white" if share_CC[true, named] > 0.6 else INK if count else "#b4bcc4"
+                    axes.text(named, true, f"{count}", ha="center", va="center", fontsize=8, color=colour)
+        drawings.append(panel.drawing(f"router_{unit}", f"Confusion matrix of the router by {unit}"))
+    return drawings
+
+
+def draw_learning_curves(
+    canvas: Canvas, report: Mapping[str, Any], winners: Mapping[str, Mapping[str, Any]], trials: pd.DataFrame
+) -> list[Drawing]:
+    """Draw a panel a search: its metric on dev by epoch, a line a trial, the winner's thick."""
+    drawings = []
+    for number, search in enumerate(report["run"]["searches"]):
+        rows = trials[trials["search"] == search]
+        metric = "macro_f1" if search.startswith("router/") else report["run"]["config"]["metric"]
+        winner = winners.get(search, {}).get("trial")
+        with canvas.panel(shorten_search(search), 2.5, 3.6) as panel:
+            axes = panel.axes
+            for trial, epochs in rows.groupby("trial"):
+                _draw_curve(axes, epochs, f"dev_{metric}", is_winner=trial == winner)
+            unit = "image" if metric == "macro_f1" else "study"
+            axes.set(xlabel="epoch", ylabel=f"{METRIC_LABELS.get(metric, metric)} on dev, by {unit}")
+            axes.set_xlim(0.5, report["run"]["epochs"] + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.grid(axis="y", color=GRID, linewidth=0.8)
+            axes.set_axisbelow(True)
+            if not winner:
+                axes.text(0.5, 0.5, "no winner", transform=axes.transAxes, ha="center", color=ALARM)
+        drawings.append(panel.drawing(f"learning_curves_{number:02d}", f"Learning curves of {search}"))
+    return drawings
+
+
+METRIC_LABELS = {"auroc": "AUROC", "macro_f1": "macro F1"}
+
+
+def shorten_search(search: str) -> str:
+    """Cut the bone in a search's name, keep its recipe."""
+    target, _, recipe = search.rpartition("/")
+    kind, colon, bone = target.partition(":")
+    return f"{kind}{colon}{shorten(bone)}/{recipe}"
+
+
+def _draw_curve(axes: Axes, epochs: pd.DataFrame, metric: str, *, is_winner: bool) -> None:
+    if metric not in epochs:
+        return
+    state = str(epochs["state"].iloc[-1])
+    axes.plot(
+        epochs["epoch"],
+        epochs[metric],
+        color=INK if is_winner else STATE_COLOURS.get(state, MUTED),
+        linestyle="solid" if is_winner else STATE_DASHES.get(state, "solid"),
+        linewidth=2.4 if is_winner else 0.9,
+        alpha=1.0 if is_winner else 0.75,
+        marker="o" if len(epochs) == 1 else None,
+        markersize=3,
+        zorder=3 if is_winner else 2,
+    )

@@ -1,0 +1,158 @@
+"""Numbers and comparisons of report.json in words, the same on the page and on the terminal."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+PHANTOM_LABEL = "PHANTOM: synthetic films"
+
+SYSTEM_GLOSSES = {
+    "baseline": "one model for all bones",
+    "specialists_oracle": "one model a bone, the bone known",
+    "specialists_routed": "one model a bone, the router names the bone",
+    "served_oracle": "what serves each bone, the bone known",
+    "served_routed": "the bundle: the router names the bone, what serves it answers",
+}
+
+_FOLDERS = re.compile(r"(?<![^\s'\"=:(\[,])(?:[A-Za-z]:[/\\]|[/\\])(?:[^\s/\\'\"]+[/\\])*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """One system against a baseline: the mean over bones of within-bone differences in study AUROC, on test."""
+
+    system: str
+    baseline: str
+    difference: str
+    interval: str | None
+    """None where there is none; `why` then says why."""
+    why: str | None
+    p: str | None
+    verdict: str
+    left_out: Sequence[str]
+    """Bones in which the metric does not exist."""
+    too_few: Sequence[str]
+    """Bones in the mean with fewer than 10 of either label."""
+
+
+def name_family(system: str) -> str:
+    """Give `baseline`, `specialists` or `served`."""
+    return system.split("_", 1)[0]
+
+
+def gloss_system(system: str) -> str:
+    """Say in a few words what a system is; the recipe in its name says how it was trained."""
+    family = name_family(system)
+    return SYSTEM_GLOSSES.get(family if family == "baseline" else f"{family}_{system.rsplit('_', 1)[-1]}", "")
+
+
+def find_best_baseline(report: Mapping[str, Any]) -> str | None:
+    """Name the baseline that the served system is compared with: the best one on dev."""
+    for comparison in report["comparisons"]:
+        if comparison["a"] == "served_routed" and name_family(comparison["b"]) == "baseline":
+            return str(comparison["b"])
+    return None
+
+
+def select_comparisons(report: Mapping[str, Any], **wanted: str) -> list[dict[str, Any]]:
+    """Give the comparisons of a system against a baseline whose fields are as wanted."""
+    return [
+        comparison
+        for comparison in report["comparisons"]
+        if name_family(comparison["b"]) == "baseline"
+        and all(comparison[name] == value for name, value in wanted.items())
+    ]
+
+
+def list_headlines(report: Mapping[str, Any]) -> list[Headline]:
+    """Give the headline of every system that is compared with a baseline, in the order of report.json."""
+    rows = select_comparisons(report, scope="mean_of_bones", unit="study", metric="auroc")
+    return [
+        Headline(
+            system=row["a"],
+            baseline=row["b"],
+            difference=format_signed(row["difference"]),
+            interval=format_interval(row["ci95"], signed=True) if row["ci95"] else None,
+            why=row.get("why"),
+            p=format_p(row["p"]) if row["p"] is not None else None,
+            verdict=judge(row),
+            left_out=row.get("left_out", ()),
+            too_few=row.get("too_few", ()),
+        )
+        for row in rows
+    ]
+
+
+def judge(comparison: Mapping[str, Any]) -> str:
+    """Put a paired difference into plain words."""
+    if comparison["difference"] is None or comparison["ci95"] is None:
+        return "no verdict"
+    low, high = comparison["ci95"]
+    if low > 0:
+        return "better"
+    if high < 0:
+        return "worse"
+    if low == high == 0:
+        return "the same"
+    return "no difference shown"
+
+
+def write_answer(headlines: Sequence[Headline], best_baseline: str | None) -> str:
+    """Answer in one sentence: specialists where the bone is known, and the served system, against the baseline."""
+    parts = []
+    for headline in headlines:
+        family = name_family(headline.system)
+        if headline.system == "served_oracle" or (family == "specialists" and headline.system.endswith("_routed")):
+            continue
+        recipe = headline.baseline.removeprefix("baseline_")
+        who = "the served system" if family == "served" else f"specialists ({recipe}, bone known)"
+        whom = "the best baseline" if headline.baseline == best_baseline else f"the {recipe} baseline"
+        bounds = f"95% CI {headline.interval}" if headline.interval else f"no interval: {headline.why}"
+        one, many, link = _VERBS[headline.verdict]
+        parts.append(f"{who} {one if family == 'served' else many} {link} {whom}, {headline.difference} ({bounds})")
+    if not parts:
+        return "No system could be compared with a baseline."
+    return f"In study-level AUROC on test, averaging the differences within each bone: {'; '.join(parts)}."
+
+
+_VERBS = {
+    "better": ("is", "are", "better than"),
+    "worse": ("is", "are", "worse than"),
+    "the same": ("is", "are", "equal to"),
+    "no difference shown": ("shows", "show", "no difference from"),
+    "no verdict": ("cannot be judged", "cannot be judged", "against"),
+}
+
+
+def format_value(value: float | None) -> str:
+    """Write a figure; a dash where there is none."""
+    return "\u2013" if value is None else f"{round(value, 3) + 0.0:.3f}".replace("-", "\u2212")
+
+
+def format_signed(value: float | None) -> str:
+    """Write a difference with its sign; a dash where there is none."""
+    return "\u2013" if value is None else f"{round(value, 3) + 0.0:+.3f}".replace("-", "\u2212")
+
+
+def format_interval(ci95: Sequence[float], *, signed: bool = False) -> str:
+    """Write an interval."""
+    write = format_signed if signed else format_value
+    return f"{write(ci95[0])} to {write(ci95[1])}"
+
+
+def format_rate(rate: float) -> str:
+    """Write a learning rate or a weight decay with two digits that count."""
+    return np.format_float_positional(rate, precision=2, fractional=False, trim="-")
+
+
+def format_p(p: float) -> str:
+    """Write a p value."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def hide_folders(text: object) -> str:
+    """Cut the folders off absolute paths: the report travels, the machine it was made on does not."""
+    return _FOLDERS.sub("", str(text))

@@ -1,0 +1,180 @@
+"""What the tests of whole runs share: a few films, commands in processes of their own, and Ray's leftovers."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+TINY = ("--image-size", "64", "--trials", "2", "--epochs", "3", "--folds", "2")
+BONES = ("elbow", "wrist")
+MARK = "MURA_TEST_MARK"
+FOREIGN = ("RAY_", "MURA_", "CUDA_VISIBLE_DEVICES", "XDG_CACHE_HOME")
+
+
+def write_films(folder: Path, *, num_train: int = 24, num_test: int = 12) -> Path:
+    """Draw so many patients a bone and label, one or two films each, and give their manifest."""
+    rng = np.random.default_rng(7)
+    rows = []
+    for split, num_patients in (("train", num_train), ("test", num_test)):
+        for bone in BONES:
+            for number in range(2 * num_patients):
+                patient, label = f"{split}-{bone}-{number}", number % 2
+                for view in range(1 + number % 3 // 2):
+                    path = f"films/{patient}-{view}.png"
+                    save_film(folder / path, bone, label, rng)
+                    rows.append((path, bone, patient, "1", label, split))
+    manifest = folder / "manifest.csv"
+    pd.DataFrame(rows, columns=["path", "bone", "patient", "study", "label", "split"]).to_csv(manifest, index=False)
+    return manifest
+
+
+def save_film(path: Path, bone: str, label: int, rng: np.random.Generator) -> None:
+    """Draw a shaft in noise: upright for an elbow, lying for a wrist, with a faint gap where label is 1."""
+    film_HW = rng.normal(60, 30, (80, 96))
+    shaft = slice(int(rng.integers(20, 30)), int(rng.integers(42, 52)))
+    film_HW[shaft] += 80
+    if label:
+        gap = int(rng.integers(25, 65))
+        film_HW[shaft, gap : gap + int(rng.integers(2, 5))] -= 40
+    film_HW = film_HW.clip(0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(film_HW.T.copy() if bone == "elbow" else film_HW).save(path)
+
+
+@dataclass(frozen=True)
+class User:
+    """Someone with a home folder and a cache of their own, and with what they have started marked as theirs."""
+
+    home: Path
+    mark: str
+
+    @property
+    def cache(self) -> Path:
+        return self.home / "cache"
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Give this user's environment; nothing of the tester's Ray, GPUs or caches shines through."""
+        own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        own |= {"HOME": str(self.home), "XDG_CACHE_HOME": str(self.cache), MARK: self.mark}
+        return own | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"} | more
+
+    def call(
+        self, *command: object, cwd: Path | None = None, timeout_s: float = 400, **more: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """Carry out a command to its end; `more` goes into its environment."""
+        return subprocess.run(
+            [str(part) for part in command],
+            cwd=cwd or self.home,
+            env=self.environment(**more),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def run_study(self, *options: object, **more: str) -> "subprocess.CompletedProcess[str]":
+        """Carry out `python run_study.py --all-bones`, which must end well."""
+        done = self.call(sys.executable, ROOT / "run_study.py", "--all-bones", *options, **more)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    @contextmanager
+    def start(self, *command: object, **more: str) -> Iterator["subprocess.Popen[str]"]:
+        """Start a command and end it, and all that came of it, with the block; its output goes to `log`."""
+        with self.log.open("w") as log:
+            process = subprocess.Popen(
+                [str(part) for part in command],
+                cwd=self.home,
+                env=self.environment(**more),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        try:
+            yield process
+        finally:
+            self.end_processes()
+            process.wait(timeout=30)
+
+    @property
+    def log(self) -> Path:
+        return self.home / "started.log"
+
+    def processes(self) -> list[psutil.Process]:
+        """Find what this user's commands have left running, Ray's daemons and workers too."""
+        return [process for process in psutil.process_iter() if _read_mark(process) == self.mark]
+
+    def end_processes(self) -> None:
+        """Kill what is left."""
+        for process in self.processes():
+            with _may_be_gone():
+                process.kill()
+        wait_until(lambda: not self.processes(), "this user's processes to end")
+
+
+def make_user(home: Path) -> User:
+    """Give a user with an empty home."""
+    home.mkdir(parents=True, exist_ok=True)
+    return User(home=home, mark=uuid.uuid4().hex)
+
+
+@contextmanager
+def _may_be_gone() -> Iterator[None]:
+    with suppress(psutil.Error):
+        yield
+
+
+def _read_mark(process: psutil.Process) -> str | None:
+    mark: str | None = None
+    with _may_be_gone():
+        if process.status() != psutil.STATUS_ZOMBIE:
+            mark = process.environ().get(MARK)
+    return mark
+
+
+def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = 60) -> Any:
+    """Wait until `condition` gives something true, and give it."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"waited {timeout_s:g} s for {what}")
+
+
+def find_free_port() -> int:
+    """Give a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def read_journal(run_dir: Path) -> list[dict[str, Any]]:
+    """Give the journal's whole lines; none where it is not there yet."""
+    path = run_dir / "journal.jsonl"
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file of JSON."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

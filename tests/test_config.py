@@ -1,0 +1,156 @@
+"""Settings: what the presets are, what is refused, and what makes two runs the same."""
+
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import pytest
+
+from mura_models.backbones import BackboneSpec
+from mura_models.errors import ConfigError
+from mura_models.preprocessing import Preprocessing
+from orchestrator.cli import run_command
+from orchestrator.config import Placement, RunConfig, paper, preset, quick
+
+OTHER_RUNS = [
+    {"bones": ("wrist",)},
+    {"recipes": ("mlp_probe",)},
+    {"num_trials": 3},
+    {"num_epochs": 3},
+    {"num_folds": 3},
+    {"batch_size": 32},
+    {"preprocessing": Preprocessing(image_size_px=128)},
+    {"preprocessing": Preprocessing(resize="pad")},
+    {"backbone": BackboneSpec(name="resnet18")},
+    {"backbone": BackboneSpec(weights="none")},
+    {"activation": "none"},
+    {"sampling": "balanced_bones"},
+    {"metric": "kappa"},
+    {"early_stopping": False},
+    {"seed": 1},
+]
+
+
+def test_the_default_is_the_quick_preset():
+    assert preset("quick") == quick() == RunConfig()
+    assert (quick().backbone.name, quick().sampling, quick().metric) == ("efficientnet_lite0", "plain", "auroc")
+
+
+def test_the_paper_preset_has_the_papers_settings():
+    config = preset("paper")
+    assert config == paper()
+    assert config.backbone == BackboneSpec(name="resnet18", weights="imagenet")
+    assert config.preprocessing == Preprocessing(image_size_px=256, resize="stretch")
+    assert (config.num_epochs, config.patience_epochs, config.num_folds) == (10, 4, 10)
+    assert (config.activation, config.sampling, config.metric) == ("none", "balanced_bones", "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"preset": "fast"}, "preset=fast: must be one of quick, paper, full"),
+        ({"metric": "f1"}, "metric=f1: must be one of auroc, kappa, accuracy"),
+        ({"sampling": "heavy"}, "sampling=heavy: must be one of plain, balanced_bones"),
+        ({"activation": "gelu"}, "activation=gelu: must be one of relu, none"),
+        ({"recipes": ("forest",)}, "recipes=forest: must be one of linear_probe"),
+        ({"recipes": ("mlp_probe", "finetune")}, "recipes=finetune: not built yet"),
+        ({"recipes": ()}, "recipes: name at least one"),
+        ({"bones": ()}, "bones: name at least one"),
+        ({"num_trials": 0}, r"trials=0: must lie in \[1,"),
+        ({"num_epochs": 0}, r"epochs=0: must lie in \[1,"),
+        ({"num_folds": 1}, r"folds=1: must lie in \[2,"),
+        ({"batch_size": 0}, r"batch_size=0: must lie in \[1,"),
+        ({"patience_epochs": 0}, r"patience_epochs=0: must lie in \[1,"),
+        ({"seed": -1}, r"seed=-1: must lie in \[0,"),
+        ({"seed": 2**31}, r"seed=2147483648: must lie in \[0,"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_in_one_line(wrong, told):
+    with pytest.raises(ConfigError, match=told) as caught:
+        RunConfig(**wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("twice", [{"recipes": ("mlp_probe", "mlp_probe")}, {"bones": ("wrist", "wrist")}])
+def test_naming_a_thing_twice_is_refused(twice):
+    """Else the plan would hold every trial of it twice, under one name."""
+    (name, (value, _)), *_ = twice.items()
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        RunConfig(**twice)
+
+
+@pytest.mark.parametrize("name", ["full", "fast"])
+def test_a_preset_that_is_not_there_is_refused(name):
+    with pytest.raises(ConfigError, match=f"preset={name}"):
+        preset(name)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_concurrent": 0},
+        {"gpus_per_trial": -1.0},
+        {"gpus_per_trial": 1.5},
+        {"gpus_per_trial": float("nan")},
+        {"cpus_per_trial": 0.0},
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused_by_its_value(wrong):
+    (name, value), *_ = wrong.items()
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        Placement(**wrong)
+
+
+def test_settings_cannot_be_changed_once_made():
+    with pytest.raises(FrozenInstanceError):
+        RunConfig().seed = 1
+
+
+def test_the_same_config_over_the_same_data_is_the_same_run():
+    assert RunConfig().digest("data") == RunConfig(seed=0).digest("data")
+    assert len(RunConfig().digest("data")) == 8
+
+
+@pytest.mark.parametrize("change", OTHER_RUNS)
+def test_every_setting_that_decides_figures_makes_another_run(change):
+    assert replace(RunConfig(), **change).digest("data") != RunConfig().digest("data")
+
+
+def test_other_data_makes_another_run():
+    assert RunConfig().digest("data") != RunConfig().digest("other data")
+
+
+@pytest.mark.parametrize(("num_epochs", "grace"), [(1, 1), (2, 1), (3, 2), (10, 4), (16, 7), (100, 40)])
+def test_grace_is_two_fifths_of_the_epochs_rounded_up(num_epochs, grace):
+    assert RunConfig(num_epochs=num_epochs).grace_epochs == grace
+
+
+def test_settings_become_plain_json_with_every_choice():
+    plain = RunConfig(bones=("wrist",)).to_json()
+    assert plain["bones"] == ["wrist"]
+    assert plain["preprocessing"] == {"image_size_px": 256, "resize": "stretch"}
+    assert plain["backbone"]["name"] == "efficientnet_lite0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--trials", "0"], "error: trials=0: must lie in [1, 1000]"),
+        (["--image-size", "5"], "error: image size 5 px: must lie in [16, 1024]"),
+        (["--preset", "full"], "error: preset=full: needs the recipe finetune"),
+        (["--max-concurrent", "0"], "error: max_concurrent=0"),
+        (["--data", "no such folder"], "error: no such folder: no such file or folder"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_and_code_2(arguments, told, capsys):
+    assert run_command(["--all-bones", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(told)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--all-bones", "--bones", "wrist"]])
+def test_either_all_bones_or_some_must_be_asked_for(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_command(arguments)
+    assert caught.value.code == 2
+    assert "--all-bones" in capsys.readouterr().err
+
+

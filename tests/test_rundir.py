@@ -1,0 +1,210 @@
+"""The run directory: whole files or none, a journal that survives its writer, one driver at a time."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mura_models.errors import ConfigError
+from orchestrator.rundir import Journal, RunDir, read_json, to_plain, whole_file, whole_folder, write_json, write_table
+
+WEIRD_BONES = ["../../etc", "a/b", "été", "手", "with space", "..", ".", "a%2Fb", "C:\\x", "", "x" * 100, "手" * 60]
+
+HOLD_LOCK = """
+import sys
+from pathlib import Path
+from orchestrator.rundir import RunDir
+with RunDir(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def write_line(journal, trial="baseline/mlp_probe/000", epoch=1, state="RUNNING", **metrics):
+    """Append one line."""
+    return journal.append(
+        search=trial.rsplit("/", 1)[0],
+        trial=trial,
+        epoch=epoch,
+        metrics=metrics,
+        decision="continue" if state == "RUNNING" else "stop",
+        state=state,
+        why=None,
+        worker=None,
+    )
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """An empty journal."""
+    return Journal(tmp_path / "journal.jsonl")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside(tmp_path):
+    path = tmp_path / "served.json"
+    write_json(path, {"a": 1})
+
+    def fail_half_way():
+        with whole_file(path) as aside:
+            aside.write_text("half")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fail_half_way()
+    assert read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["served.json"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "bundle"
+    with whole_folder(path) as aside:
+        (aside / "old").write_text("1")
+
+    def fail_half_way():
+        with whole_folder(path) as aside:
+            (aside / "new").write_text("2")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        fail_half_way()
+    assert os.listdir(path) == ["old"]
+    with whole_folder(path) as aside:
+        (aside / "new").write_text("2")
+    assert os.listdir(path) == ["new"]
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_others_may_read_what_is_written(tmp_path):
+    write_json(tmp_path / "report.json", {})
+    with whole_folder(tmp_path / "bundle"):
+        pass
+    assert (tmp_path / "report.json").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "bundle").stat().st_mode & 0o777 == 0o755
+
+
+def test_json_holds_no_nan_and_no_numpy(tmp_path):
+    content = {"a": np.float32(0.5), "b": [math.nan, np.inf, np.int64(3)], 4: {"c": (np.bool_(True), None, "手")}}
+    write_json(tmp_path / "x.json", content)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    read = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert read == {"a": 0.5, "b": [None, None, 3], "4": {"c": [True, None, "手"]}} == to_plain(content)
+
+
+@pytest.mark.parametrize("name", ["plan.csv", "trials.parquet"])
+def test_tables_come_back_as_they_were(tmp_path, name):
+    table = pd.DataFrame({"trial": ["é/000", "b"], "lr": [1e-4, 0.1], "epoch": [1, 2]})
+    write_table(tmp_path / name, table)
+    read = pd.read_csv(tmp_path / name) if name.endswith("csv") else pd.read_parquet(tmp_path / name)
+    pd.testing.assert_frame_equal(read, table)
+
+
+def test_a_journal_comes_back_as_it_was_written(journal):
+    written = [write_line(journal, epoch=epoch, dev_auroc=epoch / 3) for epoch in (1, 2)]
+    read = Journal(journal.path)
+    assert read.lines == written == journal.lines
+    assert [line["seq"] for line in read.lines] == [1, 2]
+    assert read.has("baseline/mlp_probe/000", 2)
+    assert not read.has("baseline/mlp_probe/000", 3)
+
+
+def test_a_line_is_on_the_disk_before_the_next(journal):
+    for epoch in (1, 2, 3):
+        write_line(journal, epoch=epoch)
+        assert len(Journal(journal.path).lines) == epoch
+
+
+@pytest.mark.parametrize("torn", ['{"seq": 2, "trial": "x", "ep', "{", '{"trial": "été'])
+def test_a_last_line_cut_short_is_dropped_and_written_anew(journal, torn):
+    write_line(journal, epoch=1)
+    with journal.path.open("ab") as handle:
+        handle.write(torn.encode()[:-1])
+    resumed = Journal(journal.path)
+    assert len(resumed.lines) == 1
+    write_line(resumed, epoch=2)
+    assert [line["epoch"] for line in Journal(journal.path).lines] == [1, 2]
+
+
+def test_a_torn_first_line_leaves_an_empty_journal(journal):
+    journal.path.write_text('{"seq": 1')
+    assert Journal(journal.path).lines == []
+    assert journal.path.read_text() == ""
+
+
+def test_what_is_not_finite_is_null_in_the_journal(journal):
+    write_line(journal, dev_loss=math.nan, train_loss=math.inf)
+    assert Journal(journal.path).lines[0]["metrics"] == {"dev_loss": None, "train_loss": None}
+
+
+def test_names_with_line_breaks_stay_one_line(journal):
+    trial = "specialist:a\nb\r\u2028\x85c/mlp_probe/000"
+    write_line(journal, trial=trial)
+    assert Journal(journal.path).lines[0]["trial"] == trial
+
+
+def test_only_trials_that_ended_have_a_final_state(journal):
+    write_line(journal, trial="a/x/000", epoch=1)
+    write_line(journal, trial="a/x/001", epoch=1, state="PRUNED")
+    write_line(journal, trial="a/x/000", epoch=2, state="COMPLETE")
+    write_line(journal, trial="a/x/002", epoch=1)
+    states = {trial: (line["state"], line["epoch"]) for trial, line in journal.final_states().items()}
+    assert states == {"a/x/000": ("COMPLETE", 2), "a/x/001": ("PRUNED", 1)}
+
+
+def test_the_table_of_trials_has_a_row_an_epoch_sorted(journal):
+    write_line(journal, trial="b/x/000", epoch=1, dev_auroc=0.5)
+    write_line(journal, trial="a/x/001", epoch=2, state="COMPLETE", dev_auroc=0.6)
+    write_line(journal, trial="a/x/001", epoch=1, dev_auroc=0.7)
+    table = journal.to_table()
+    assert table["trial"].tolist() == ["a/x/001", "a/x/001", "b/x/000"]
+    assert table["dev_auroc"].tolist() == [0.7, 0.6, 0.5]
+    assert table["state"].tolist() == ["RUNNING", "COMPLETE", "RUNNING"]
+    assert len(Journal(journal.path.with_name("none.jsonl")).to_table()) == 0
+
+
+@pytest.mark.parametrize("bone", WEIRD_BONES)
+def test_any_bone_can_name_a_checkpoint(tmp_path, bone):
+    rundir = RunDir(tmp_path / "run")
+    path = rundir.checkpoint(f"specialist:{bone}/mlp_probe/000")
+    with whole_file(path) as aside:
+        aside.write_bytes(b"weights")
+    assert path.resolve().parent == (tmp_path / "run" / "checkpoints").resolve()
+    assert os.listdir(tmp_path / "run") == ["checkpoints"]
+
+
+def test_no_two_trials_share_a_checkpoint(tmp_path):
+    trials = [f"specialist:{bone}/mlp_probe/{number:03d}" for bone in WEIRD_BONES for number in (0, 1)]
+    assert len({RunDir(tmp_path).checkpoint(trial) for trial in trials}) == len(trials)
+
+
+def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path):
+    rundir = RunDir(tmp_path / "run")
+    command = [sys.executable, "-c", HOLD_LOCK, str(rundir.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="another run is writing here; wait for it, or give another --run-dir"):
+            with rundir.lock():
+                pass
+        other.kill()  # not a clean end: the lock goes with its process
+        other.wait(10)
+        with rundir.lock():
+            pass
+
+
+def test_a_lock_is_given_back(tmp_path):
+    for _ in range(2):
+        with RunDir(tmp_path).lock():
+            pass
+
+
+def test_a_run_directory_that_is_a_file_is_refused_in_one_line(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ConfigError, match="taken"), RunDir(tmp_path / "taken").lock():
+        pass
