@@ -1,5 +1,6 @@
 """Start or join Ray, and share it out among trials."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ def connected(placement: Placement) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = placement.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:

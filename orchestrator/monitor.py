@@ -98,7 +98,8 @@ class SearchMonitor:
         states = Counter(state for trial, state in self._states.items() if self._search_of[trial] == search)
         for state in ("WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAILED"):
             self._trials_gauge.set(states[state], tags=self._tags[search] | {"state": state})
-        self._best_gauge.set(self._best.get(search, 0.0), tags=self._tags[search])
+        if search in self._best:
+            self._best_gauge.set(self._best[search], tags=self._tags[search])
 
 
 def _tag(target: str, recipe: str, search: str) -> dict[str, str]:

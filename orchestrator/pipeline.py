@@ -33,7 +33,7 @@ def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Moni
             monitor.say("this run is finished: nothing to do (--fresh starts anew beside it)")
             return rundir
         with connected(placement):
-            monitor.say(f"dashboard: {find_dashboard()}")
+            monitor.say(f"dashboard: {find_dashboard()} (the token it asks for: ray get-auth-token)")
             monitor.say(f"metrics: {' '.join(find_metrics_endpoints())}")
             share = share_cluster(placement)
             ingested = ingest(

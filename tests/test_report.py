@@ -3,6 +3,7 @@
 import base64
 import functools
 import http.server
+import io
 import json
 import re
 import shutil
@@ -288,7 +289,7 @@ def test_failed_search_is_said_first_and_in_its_row(tmp_path):
     why = f"{search}: every trial failed at /home/jane/x.py"
     page = read_page(write_run(tmp_path, failed={search: why}))
     assert "1 of 5 searches failed." in page.text
-    assert page.text.count(f"{search}: every trial failed at x.py") == 2
+    assert page.text.count("every trial failed at x.py") == 2
     assert page.text.index("searches failed") < page.text.index("What serves each bone, and why")
     assert any("no winner" in svg for svg in page.figures())
 
@@ -325,20 +326,18 @@ def test_answer_without_interval_says_why():
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("file=/data/a b/x.png: broken", "file=b/x.png: broken"),
+        ("file=/data/films/x.png: broken", "file=x.png: broken"),
         ("C:\\films\\x.png is empty", "x.png is empty"),
         ("hand/wrist 3/4 n/a", "hand/wrist 3/4 n/a"),
         ("'/a/b/c.csv'", "'c.csv'"),
     ],
 )
 def test_absolute_folders_are_cut_and_other_slashes_stay(text, shown):
-    if "a b" in text:
-        text, shown = text.replace("a b", "ab"), shown.replace("b/x", "x")
     assert hide_folders(text) == shown
 
 
 def print_to_text(rundir):
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console = Console(width=80, record=True, file=io.StringIO())
     print_summary(rundir, console)
     return console.export_text()
 

@@ -228,8 +228,7 @@ def draw_roc(canvas: Canvas, report: Mapping[str, Any], predictions: pd.DataFram
                     continue
                 false_rate, true_rate, _ = roc_curve(rows["label"], rows[f"p_{name}"])
                 colour = FAMILY_COLOURS[name_family(name)]
-                alpha = 0.45 if name_family(name) == "baseline" else 1.0
-                axes.plot(false_rate, true_rate, color=colour, linewidth=width, alpha=alpha)
+                axes.plot(false_rate, true_rate, color=colour, linewidth=width)
             counts = f"{num_abnormal} abnormal,\n{len(rows) - num_abnormal} normal images"
             axes.text(0.98, 0.04, counts, ha="right", **_NOTE)
             axes.set(xlabel="1 \u2212 specificity, by image", ylabel="sensitivity, by image")
@@ -250,7 +249,9 @@ def draw_confusions(canvas: Canvas, router: Mapping[str, Any]) -> list[Drawing]:
         share_CC = counts_CC / np.maximum(counts_CC.sum(axis=1, keepdims=True), 1)
         with canvas.panel(f"Router, by {unit}", 1.5 + 0.36 * max(len(classes), 4)) as panel:
             axes = panel.axes
-            axes.imshow(share_CC, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
+            edges = np.arange(len(classes) + 1) - 0.5
+            axes.pcolormesh(edges, edges, share_CC, cmap="Blues", vmin=0, vmax=1.15, edgecolors="white", linewidth=1)
+            axes.invert_yaxis()
             is_narrow = sum(map(len, classes)) > 34
             turn: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if is_narrow else {}
             axes.set_xticks(range(len(classes)), classes, **turn)

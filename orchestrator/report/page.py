@@ -91,6 +91,7 @@ def render_page(report: Mapping[str, Any], winners: Mapping[str, Any], figures: 
         "value": wording.format_value,
         "signed": wording.format_signed,
         "interval": wording.format_interval,
+        "p": wording.format_p,
         "rate": wording.format_rate,
         "gloss": wording.gloss_system,
         "family": wording.name_family,

@@ -19,7 +19,7 @@ def print_summary(rundir: RunDir, console: Console) -> None:
     for unit, metrics in COLUMNS.items():
         _say(console, f"\nTest by {unit}, all bones pooled, 95% CI{mark}")
         console.print(_tabulate(report["systems"], unit, metrics), width=max(console.width, MIN_WIDTH), crop=False)
-    _say(console, f"\nHeadline: study AUROC on test, mean over bones of within-bone differences{mark}")
+    _say(console, f"\nHeadline{mark}\nstudy AUROC on test, mean over bones of within-bone differences")
     for headline in list_headlines(report):
         _say(console, _describe(headline))
     if report["router"]:

@@ -150,7 +150,7 @@ def format_rate(rate: float) -> str:
 
 def format_p(p: float) -> str:
     """Write a p value."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def hide_folders(text: object) -> str:

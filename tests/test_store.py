@@ -1,0 +1,108 @@
+"""The cache of films and embeddings: rows by the digest of a file, whole or not at all."""
+
+import os
+
+import numpy as np
+import pytest
+
+from mura_models.data.store import name_content, open_cached, write_cached
+
+DIGESTS = ("cc", "aa", "dd", "bb")
+
+
+def make_rows(digests):
+    """Give each digest's row: its place in DIGESTS, so that a row in the wrong place is seen."""
+    return np.array([np.full((2, 3), DIGESTS.index(digest)) for digest in digests], np.uint8)
+
+
+def write(folder, parts=(("aa", "cc"), ("dd", "bb")), failures=None):
+    """Write an entry from parts, in the order in which workers finish."""
+    failures = {} if failures is None else failures
+    filled = ((part, make_rows(part)) for part in parts)
+    return write_cached(folder, DIGESTS, filled, row_shape=(2, 3), dtype="uint8", failures=failures)
+
+
+@pytest.mark.parametrize("parts", [[DIGESTS], [("bb",), ("cc", "aa"), ("dd",)], [("dd", "bb"), ("aa", "cc")]])
+def test_a_row_is_found_by_its_digest_whatever_order_it_came_in(tmp_path, parts):
+    written = write(tmp_path / "films", parts)
+    for entry in (written, open_cached(tmp_path / "films")):
+        assert entry.digests == ("aa", "bb", "cc", "dd")
+        asked = ["dd", "aa", "dd"]  # a film that occurs twice is there once
+        assert np.array_equal(entry.rows[entry.find(asked)], make_rows(asked))
+
+
+def test_rows_lie_on_the_disk_and_cannot_be_changed(tmp_path):
+    rows = write(tmp_path / "films").rows
+    assert isinstance(rows, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        rows[0] = 9
+
+
+def test_a_film_that_fails_on_the_way_leaves_a_reason_and_no_row(tmp_path):
+    failures = {}
+
+    def parts():
+        yield ("dd", "aa"), make_rows(("dd", "aa"))
+        failures["cc"] = "truncated"
+        yield ("bb",), make_rows(("bb",))
+
+    write_cached(tmp_path / "films", DIGESTS, parts(), row_shape=(2, 3), dtype="uint8", failures=failures)
+    entry = open_cached(tmp_path / "films")
+    assert entry.digests == ("aa", "bb", "dd")
+    assert entry.failures == {"cc": "truncated"}
+    assert np.array_equal(entry.rows[entry.find(["dd", "bb"])], make_rows(["dd", "bb"]))
+    with pytest.raises(KeyError):
+        entry.find(["cc"])
+
+
+def test_an_entry_of_failures_alone_is_remembered(tmp_path):
+    entry = write(tmp_path / "films", parts=[], failures=dict.fromkeys(DIGESTS, "not an image"))
+    assert entry.rows.shape == (0, 2, 3)
+    assert open_cached(tmp_path / "films").failures == dict.fromkeys(DIGESTS, "not an image")
+
+
+def test_a_writer_that_dies_leaves_no_entry_and_nothing_beside(tmp_path):
+    def parts():
+        yield ("aa",), make_rows(("aa",))
+        raise RuntimeError("worker lost")
+
+    with pytest.raises(RuntimeError, match="worker lost"):
+        write_cached(tmp_path / "films", DIGESTS, parts(), row_shape=(2, 3), dtype="uint8", failures={})
+    assert open_cached(tmp_path / "films") is None
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_row_that_never_came_is_no_black_film(tmp_path):
+    with pytest.raises(ValueError, match="cc"):
+        write(tmp_path / "films", parts=[("aa", "bb", "dd")])
+    assert open_cached(tmp_path / "films") is None
+
+
+def test_writing_again_replaces_the_entry(tmp_path):
+    write(tmp_path / "films", failures={"cc": "truncated"})
+    assert write(tmp_path / "films").failures == {}
+    assert os.listdir(tmp_path) == ["films"]
+
+
+def test_a_damaged_entry_counts_as_none_so_that_it_is_made_anew(tmp_path):
+    write(tmp_path / "films")
+    rows = tmp_path / "films" / "rows.npy"
+    os.truncate(rows, rows.stat().st_size - 5)
+    assert open_cached(tmp_path / "films") is None
+    assert len(write(tmp_path / "films").digests) == 4
+
+
+def test_half_precision_embeddings_come_back_to_the_bit(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float16)
+    write_cached(
+        tmp_path / "e", ["b", "a"], [(("b", "a"), rows)], row_shape=(4, 8), dtype="float16", failures={}
+    )
+    entry = open_cached(tmp_path / "e")
+    assert entry.rows.dtype == np.float16
+    assert np.array_equal(entry.rows[entry.find(["b", "a"])], rows)
+
+
+def test_an_entry_is_named_by_all_that_decides_its_content():
+    names = {name_content(parts) for parts in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], ["a"], [])}
+    assert len(names) == 6
+    assert name_content(iter(["a", "b"])) == name_content(["a", "b"])
