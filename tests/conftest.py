@@ -25,6 +25,11 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def list_names(folder):
+    """Name what lies in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def make_manifest(counts=COUNTS, *, num_test=12):
     """Give a manifest with folds, `counts` images in train and `num_test` a bone and label in test."""
     rows = []
@@ -80,13 +85,15 @@ def make_heads(*, num_outputs=1, recipe="linear_probe", seed=0):
     """Give heads with random weights and a standardisation that is not the identity."""
     shape = {"num_heads": NUM_FOLDS, "num_features": NUM_FEATURES, "num_outputs": num_outputs, "hidden_size": 5}
     heads = Heads(HeadSettings(recipe=recipe, **shape), seed=seed)
+    for weight in heads.weights:
+        weight.data *= 4  # so that answers differ
     drawn = torch.Generator().manual_seed(seed)
     size = (NUM_FOLDS, NUM_FEATURES)
     heads.standardise_by(torch.randn(size, generator=drawn), 1 + torch.rand(size, generator=drawn))
     return heads.eval()
 
 
-def make_model(target, recipe="mlp_probe", *, seed=0, temperature=1.5, threshold=0.4):
+def make_model(target, recipe="mlp_probe", *, seed=0, temperature=1.5, threshold=0.55):
     """Give a model of abnormality with random weights."""
     calibration = Calibration(temperature=temperature, threshold=threshold)
     heads = make_heads(recipe=recipe, seed=seed)
@@ -95,9 +102,9 @@ def make_model(target, recipe="mlp_probe", *, seed=0, temperature=1.5, threshold
 
 def make_assembly(classes=("elbow", "hand", "wrist"), *, specialists=("elbow", "hand"), served=("hand",)):
     """Give a router, both baselines and some specialists; those in `served` answer for their bone."""
-    models = [make_model("baseline", "linear_probe", seed=1, threshold=0.55), make_model("baseline", seed=2)]
+    models = [make_model("baseline", "linear_probe", seed=1, threshold=0.6), make_model("baseline", seed=2)]
     models += [
-        make_model(f"specialist:{bone}", seed=10 + number, temperature=0.8, threshold=0.5 + number / 20)
+        make_model(f"specialist:{bone}", seed=10 + number, temperature=0.8, threshold=0.5 + number / 5)
         for number, bone in enumerate(specialists)
     ]
     serving = {bone: f"specialist:{bone}/mlp_probe" if bone in served else "baseline/mlp_probe" for bone in classes}

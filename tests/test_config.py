@@ -1,7 +1,6 @@
 """Settings: what the presets are, what is refused, and what makes two runs the same."""
 
 from dataclasses import FrozenInstanceError, replace
-from pathlib import Path
 
 import pytest
 
@@ -152,5 +151,3 @@ def test_either_all_bones_or_some_must_be_asked_for(arguments, capsys):
         run_command(arguments)
     assert caught.value.code == 2
     assert "--all-bones" in capsys.readouterr().err
-
-

@@ -357,6 +357,9 @@ def find_chromium():
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+FRAMES = (("report", 1200), ("report", 390), ("print", 688))
+"""Desktop, phone, and an A4 page between its margins with the rules for print."""
+
 PROBE = """<!doctype html><body>{frames}<pre id=found>waiting</pre><script>
 onload = () => {{
   const found = [...document.querySelectorAll("iframe")].map(frame => {{
@@ -375,15 +378,17 @@ onload = () => {{
 
 @pytest.mark.browser
 @pytest.mark.skipif(find_chromium() is None, reason="chromium is not installed")
-def test_page_fits_a_desktop_and_a_phone(tmp_path):
+def test_page_fits_a_desktop_a_phone_and_paper(tmp_path):
     bones = (NASTY, "a_very_long_bone_name_without_any_space_in_it_at_all", "hip", *(f"bone {n}" for n in range(5)))
     rundir = write_run(tmp_path / "run", bones=bones, is_phantom=True, failed={f"specialist:{bones[1]}/mlp_probe": "x"})
+    printed = rundir.report_html.read_text(encoding="utf-8").replace("@media print", "@media all")
+    (rundir.root / "print.html").write_text(printed, encoding="utf-8")
     frames = "".join(
-        f'<iframe src="report.html" style="border:0;width:{w}px;height:900px"></iframe>' for w in (1200, 390)
+        f'<iframe src="{name}.html" style="border:0;width:{width}px;height:900px"></iframe>' for name, width in FRAMES
     )
     (rundir.root / "probe.html").write_text(PROBE.format(frames=frames))
     found = measure(rundir.root, tmp_path / "profile")
-    assert [frame["width"] for frame in found] == [1200, 390]
+    assert [frame["width"] for frame in found] == [width for _, width in FRAMES]
     for frame in found:
         assert frame["page"] <= frame["width"]
         assert frame["beyond"] == []

@@ -220,7 +220,6 @@ MISTAKES = {
         "recipes=soup: must be one of linear_probe",
     ),
     "trials": (["--all-bones", "--trials", "-3", "--data", "films.csv"], "trials=-3: must lie in [1"),
-    "address": (["--all-bones", "--address", "127.0.0.1:1", "--data", "films.csv"], "address=127.0.0.1:1"),
     "weights": (["--all-bones", "--weights", "gone.pt", "--data", "films.csv"], "gone.pt"),
     "another run": (
         ["--all-bones", "--seed", "1", "--run-dir", "{finished}", "--data", "films.csv"],
@@ -248,7 +247,7 @@ def test_a_mistake_is_one_line_and_code_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     options, text = MISTAKES[mistake]
-    code = call_in_process([option.format(finished=finished) for option in (*options, *TINY)])
+    code = call_in_process([option.format(finished=finished) for option in (*TINY, *options)])
     assert code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
@@ -258,6 +257,14 @@ def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(user: User) -> Non
     done = user.call(sys.executable, ROOT / "run_study.py", "--all-bones", "--data", "nowhere.csv")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_address_where_nobody_answers_is_said_within_a_minute(user: User, films: Path) -> None:
+    options = ("--all-bones", "--data", films, "--run-dir", user.home / "nowhere", "--address", "127.0.0.1:1")
+    done = user.call(sys.executable, ROOT / "run_study.py", *options, timeout_s=60)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "address=127.0.0.1:1: no Ray cluster answers there" in line
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from conftest import list_names
 
 from mura_models.data.store import name_content, open_cached, write_cached
 
@@ -69,7 +70,7 @@ def test_a_writer_that_dies_leaves_no_entry_and_nothing_beside(tmp_path):
     with pytest.raises(RuntimeError, match="worker lost"):
         write_cached(tmp_path / "films", DIGESTS, parts(), row_shape=(2, 3), dtype="uint8", failures={})
     assert open_cached(tmp_path / "films") is None
-    assert os.listdir(tmp_path) == []
+    assert list_names(tmp_path) == []
 
 
 def test_a_row_that_never_came_is_no_black_film(tmp_path):
@@ -81,7 +82,7 @@ def test_a_row_that_never_came_is_no_black_film(tmp_path):
 def test_writing_again_replaces_the_entry(tmp_path):
     write(tmp_path / "films", failures={"cc": "truncated"})
     assert write(tmp_path / "films").failures == {}
-    assert os.listdir(tmp_path) == ["films"]
+    assert list_names(tmp_path) == ["films"]
 
 
 def test_a_damaged_entry_counts_as_none_so_that_it_is_made_anew(tmp_path):
@@ -94,9 +95,7 @@ def test_a_damaged_entry_counts_as_none_so_that_it_is_made_anew(tmp_path):
 
 def test_half_precision_embeddings_come_back_to_the_bit(tmp_path):
     rows = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float16)
-    write_cached(
-        tmp_path / "e", ["b", "a"], [(("b", "a"), rows)], row_shape=(4, 8), dtype="float16", failures={}
-    )
+    write_cached(tmp_path / "e", ["b", "a"], [(("b", "a"), rows)], row_shape=(4, 8), dtype="float16", failures={})
     entry = open_cached(tmp_path / "e")
     assert entry.rows.dtype == np.float16
     assert np.array_equal(entry.rows[entry.find(["b", "a"])], rows)

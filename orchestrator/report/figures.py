@@ -22,7 +22,7 @@ from orchestrator.report.wording import PHANTOM_LABEL, find_best_baseline, name_
 
 # Okabe and Ito's colours, told apart by the colour-blind; darkened where thin lines on white need it.
 INK, MUTED, GRID, ALARM = "#1f2a33", "#5f6b76", "#dfe3e8", "#a8320a"
-FAMILY_COLOURS = {"baseline": "#6b7480", "specialists": "#d55e00", "served": "#0072b2"}
+FAMILY_COLOURS = {"baseline": "#8a939c", "specialists": "#d55e00", "served": "#0072b2"}
 STATE_COLOURS = {"COMPLETE": "#0072b2", "PRUNED": "#e69f00", "FAILED": "#a8320a", "RUNNING": "#b4bcc4"}
 STATE_DASHES = {"COMPLETE": "solid", "PRUNED": (0, (4, 2)), "FAILED": (0, (1, 1.5)), "RUNNING": "solid"}
 
@@ -78,7 +78,7 @@ class Canvas:
             axes.tick_params(length=0, pad=5)
             figure.suptitle(title, x=0.012, ha="left", fontsize=9.5, fontweight="bold")
             if self.is_phantom:
-                axes.set_title(PHANTOM_LABEL, loc="right", fontsize=8, fontweight="bold", color=ALARM)
+                axes.set_title(PHANTOM_LABEL, loc="right", fontsize=8, fontweight="bold", color=ALARM, pad=15)
             panel = Panel(axes)
             yield panel
             panel.svg = _write_svg(figure)
@@ -143,7 +143,9 @@ def _draw_forest(
         axes.set_yticks(range(len(bones)), ["mean over bones" if b is None else shorten(b) for b in bones])
         axes.get_yticklabels()[-1].set_fontweight("bold")
         axes.set(xlim=(-reach, reach), ylim=(len(bones) - 0.4, -0.6))
-        axes.set_xlabel(f"difference in study-level AUROC on test, 95% CI\n{_DIRECTIONS}")
+        axes.set_xlabel("difference in study-level AUROC on test, 95% CI")
+        axes.text(0.475, 1.01, "\u2190 baseline better", ha="right", transform=axes.transAxes, **_NOTE)
+        axes.text(0.525, 1.01, "system better \u2192", transform=axes.transAxes, **_NOTE)
         axes.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
         axes.spines["left"].set_visible(False)
     return panel.drawing(
@@ -174,7 +176,6 @@ def _draw_interval(
         axes.annotate(f"{why}", (value, y - 0.14), (8, 0), textcoords="offset points", va="center", **_NOTE)
 
 
-_DIRECTIONS = "\u2190 baseline better \u00a0\u00a0\u00a0\u00a0 system better \u2192"  # SVG drops plain spaces in a row
 _NOTE: dict[str, Any] = {"fontsize": 8, "fontstyle": "italic", "color": MUTED}
 
 
@@ -223,13 +224,13 @@ def draw_roc(canvas: Canvas, report: Mapping[str, Any], predictions: pd.DataFram
         with canvas.panel(shorten(part), 3.4, 3.2) as panel:
             axes = panel.axes
             axes.plot([0, 1], [0, 1], color=GRID, linewidth=1)
-            for name, width in ((find_best_baseline(report), 3.0), ("served_routed", 1.3)):
+            for name, width in ((find_best_baseline(report), 4.0), ("served_routed", 1.3)):
                 if name is None:
                     continue
                 false_rate, true_rate, _ = roc_curve(rows["label"], rows[f"p_{name}"])
                 colour = FAMILY_COLOURS[name_family(name)]
                 axes.plot(false_rate, true_rate, color=colour, linewidth=width)
-            counts = f"{num_abnormal} abnormal,\n{len(rows) - num_abnormal} normal images"
+            counts = f"{num_abnormal} abnormal, {len(rows) - num_abnormal} normal"
             axes.text(0.98, 0.04, counts, ha="right", **_NOTE)
             axes.set(xlabel="1 \u2212 specificity, by image", ylabel="sensitivity, by image")
             axes.set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=_FIFTHS, yticks=_FIFTHS)

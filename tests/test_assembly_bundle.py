@@ -1,0 +1,236 @@
+"""Router and models together, and the bundle that carries them to another machine."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import NUM_FEATURES, list_names, make_assembly, make_features, make_manifest
+
+from mura_models.assembly import Assembly
+from mura_models.backbones import BackboneSpec, load_backbone
+from mura_models.bundle import Bundle, read_bundle, write_bundle
+from mura_models.calibration import apply_temperature
+from mura_models.errors import BundleError
+from mura_models.preprocessing import Preprocessing
+from mura_models.runtimes import RuntimeChoice
+
+NETWORK = "test_efficientnet"  # timm's own for tests: 0.4 MB
+FILES = ["backbone.safetensors", "bundle.json", "heads.safetensors"]
+
+
+def make_films():
+    """Give test rows, their embeddings and their studies."""
+    test = make_manifest()
+    test = test[test["split"] == "test"].reset_index(drop=True)
+    return test, make_features(test)[:, 0], test["patient"].factorize()[0]
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    """A small network with random weights."""
+    return load_backbone(BackboneSpec(name=NETWORK, weights="none", seed=3))
+
+
+@pytest.fixture
+def bundle(backbone):
+    """A bundle in memory."""
+    return Bundle(
+        assembly=make_assembly().keep_served(),
+        backbone=backbone,
+        preprocessing=Preprocessing(image_size_px=64, resize="pad"),
+        choice=RuntimeChoice(runtime="torch", precision="float32", device="cpu"),
+        notes={"data": "made up", "version": "0"},
+    )
+
+
+@pytest.fixture
+def folder(bundle, tmp_path):
+    """The same on disk."""
+    write_bundle(bundle, tmp_path)
+    return tmp_path
+
+
+def edit_index(folder, edit):
+    """Change bundle.json."""
+    index = json.loads((folder / "bundle.json").read_text())
+    edit(index)
+    (folder / "bundle.json").write_text(json.dumps(index))
+
+
+def expect_refusal(folder, told):
+    """Reading ends in one line for the user."""
+    with pytest.raises(BundleError, match=told) as caught:
+        read_bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_rates_by_the_calibrated_mean_logit_of_its_heads():
+    _, features_ND, _ = make_films()
+    model = make_assembly().models["specialist:hand/mlp_probe"]
+    logits_KN = [model.heads.forward_one(k, torch.from_numpy(features_ND).float())[:, 0].detach() for k in range(3)]
+    expected = apply_temperature(torch.stack(logits_KN).double().mean(0).numpy(), 0.8)
+    assert model.rate(features_ND) == pytest.approx(expected, abs=1e-6)
+
+
+def test_images_of_a_study_are_routed_together_and_others_are_not():
+    _, features_ND, studies = make_films()
+    assembly = make_assembly()
+    together, alone = assembly.route(features_ND, studies), assembly.route(features_ND, np.arange(len(features_ND)))
+    assert all(len(set(together.bones[studies == study])) == 1 for study in set(studies))
+    assert np.array_equal(alone.bones, alone.image_bones)
+    assert np.array_equal(together.image_bones, alone.image_bones)
+
+
+def test_the_order_of_films_changes_no_answer():
+    _, features_ND, studies = make_films()
+    order = np.random.default_rng(0).permutation(len(studies))
+    straight, shuffled = (make_assembly().predict(features_ND[rows], studies[rows]) for rows in (slice(None), order))
+    assert shuffled["bone_predicted"].tolist() == straight["bone_predicted"].iloc[order].tolist()
+    assert shuffled["p_abnormal"].to_numpy() == pytest.approx(straight["p_abnormal"].to_numpy()[order], abs=1e-6)
+
+
+def test_no_films_get_no_answers():
+    answers = make_assembly().predict(np.zeros((0, NUM_FEATURES), np.float16), np.zeros(0, np.int64))
+    assert list(answers) == ["bone_predicted", "p_bone", "p_abnormal", "prediction"]
+    assert len(answers) == 0
+
+
+def test_with_one_bone_there_is_nothing_to_route():
+    _, features_ND, studies = make_films()
+    several = make_assembly()
+    one = Assembly(classes=("hand",), router=None, models=several.models, serving={"hand": "specialist:hand/mlp_probe"})
+    answers = one.predict(features_ND, studies)
+    assert set(answers["bone_predicted"]) == {"hand"}
+    assert set(answers["p_bone"]) == {1.0}
+    assert answers["p_abnormal"].to_numpy() == pytest.approx(
+        several.models["specialist:hand/mlp_probe"].rate(features_ND)
+    )
+
+
+def test_a_bundle_answers_as_what_was_put_in(bundle, folder):
+    _, features_ND, studies = make_films()
+    read = read_bundle(folder)
+    before, after = (b.assembly.predict(features_ND, studies) for b in (bundle, read))
+    assert after.equals(before)
+    images_B3HW = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(read.backbone.module(images_B3HW), bundle.backbone.module(images_B3HW))
+
+
+def test_all_that_decides_an_answer_comes_back(bundle, folder):
+    read = read_bundle(folder)
+    assert read.preprocessing == bundle.preprocessing
+    assert read.choice == bundle.choice
+    assert read.notes == bundle.notes
+    assert read.assembly.classes == bundle.assembly.classes
+    assert read.assembly.serving == bundle.assembly.serving
+    assert (read.backbone.name, read.backbone.weights_source) == (NETWORK, bundle.backbone.weights_source)
+
+
+def test_only_what_serves_is_shipped(bundle):
+    assert set(make_assembly().models) - set(bundle.assembly.models) == {
+        "baseline/linear_probe",
+        "specialist:elbow/mlp_probe",
+    }
+
+
+def test_a_bundle_of_one_bone_has_no_router(bundle, tmp_path):
+    model = bundle.assembly.models["specialist:hand/mlp_probe"]
+    one = Assembly(classes=("hand",), router=None, models={model.name: model}, serving={"hand": model.name})
+    write_bundle(replace(bundle, assembly=one), tmp_path)
+    assert read_bundle(tmp_path).assembly.router is None
+
+
+@pytest.mark.parametrize("bone", ["a#weights.0", "手/été", 'quo"te', "router"])
+def test_any_bone_can_be_in_a_bundle(bundle, tmp_path, bone):
+    _, features_ND, studies = make_films()
+    assembly = make_assembly(("hand", bone), specialists=("hand", bone), served=("hand", bone)).keep_served()
+    write_bundle(replace(bundle, assembly=assembly), tmp_path)
+    read = read_bundle(tmp_path).assembly
+    assert read.predict(features_ND, studies).equals(assembly.predict(features_ND, studies))
+
+
+def test_a_bundle_holds_json_and_safetensors_alone(folder):
+    assert list_names(folder) == FILES
+    for name in FILES:
+        content = (folder / name).read_bytes()
+        start = content[8:9] if name.endswith(".safetensors") else content[:1]
+        assert start == b"{"  # a zip or a pickle starts otherwise
+
+
+def test_a_bundle_names_no_patient_and_no_path_of_the_machine_that_made_it(bundle, tmp_path):
+    test, _, _ = make_films()
+    weights = tmp_path / "machine" / "weights.safetensors"
+    weights.parent.mkdir()
+    write_bundle(bundle, weights.parent)
+    (weights.parent / "backbone.safetensors").rename(weights)
+    backbone = load_backbone(BackboneSpec(name=NETWORK, weights=str(weights)))
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    write_bundle(replace(bundle, backbone=backbone), folder)
+    content = b"".join((folder / name).read_bytes() for name in FILES)
+    assert str(tmp_path).encode() not in content
+    assert not any(patient.encode() in content for patient in set(test["patient"]))
+    assert not re.search(rb'"/[a-z]', content)
+
+
+@pytest.mark.parametrize("name", ["heads.safetensors", "backbone.safetensors"])
+@pytest.mark.parametrize("place", [100, -3])
+def test_a_byte_changed_anywhere_is_noticed(folder, name, place):
+    content = bytearray((folder / name).read_bytes())
+    content[place] ^= 1
+    (folder / name).write_bytes(content)
+    expect_refusal(folder, f"{name}: not the file that was written")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    expect_refusal(folder, f"{name}: cannot be read")
+
+
+def test_a_folder_that_is_none_is_named(tmp_path):
+    expect_refusal(tmp_path / "nowhere", "nowhere.*cannot be read")
+
+
+def test_a_bundle_of_another_schema_is_refused_with_both(folder):
+    edit_index(folder, lambda index: index.update(schema=2))
+    expect_refusal(folder, "a bundle of schema 2; this version reads schema 1")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", '"schema"', b"\xff\xfe"])
+def test_an_index_that_is_none_is_refused(folder, content):
+    path = folder / "bundle.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    expect_refusal(folder, "bundle.json: not a bundle's index")
+
+
+@pytest.mark.parametrize("name", ["sha256", "models", "classes", "serving", "backbone", "runtime", "preprocessing"])
+def test_an_index_with_a_part_missing_is_refused(folder, name):
+    edit_index(folder, lambda index: index.pop(name))
+    expect_refusal(folder, "bundle")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda index: index["models"]["baseline/mlp_probe"]["head"].update(hidden_size=9),
+        lambda index: index["models"]["baseline/mlp_probe"]["calibration"].update(bias=1),
+        lambda index: index.update(models=[]),
+        lambda index: index.update(sha256=[]),
+        lambda index: index["backbone"].update(name="no_such_network"),
+        lambda index: index["runtime"].update(precision="int4"),
+        lambda index: index["serving"].update(hand="specialist:none/mlp_probe"),
+        lambda index: index["serving"].pop("hand"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_refused(folder, edit):
+    edit_index(folder, edit)
+    expect_refusal(folder, "bundle")
+
+
+def test_a_threshold_changed_by_hand_is_noticed(folder):
+    edit_index(folder, lambda index: index["models"]["baseline/mlp_probe"]["calibration"].update(threshold=0.01))
+    expect_refusal(folder, "bundle")
