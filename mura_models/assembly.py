@@ -52,11 +52,16 @@ class Assembly:
 
     classes: tuple[str, ...]
     router: Heads | None
-    """None where the data has one bone only."""
+    """None where the data has one bone only, or where no router was trained."""
     models: Mapping[str, AbnormalityModel]
     """By name."""
     serving: Mapping[str, str]
     """Bone -> name of the model that answers for it."""
+
+    @property
+    def can_route(self) -> bool:
+        """Whether images of unknown bone can be told apart, or need not be."""
+        return self.router is not None or len(self.classes) == 1
 
     def keep_served(self) -> "Assembly":
         """Drop the models that answer for no bone."""
@@ -64,10 +69,11 @@ class Assembly:
         return replace(self, models=models)
 
     def route(self, features_ND: np.ndarray, studies: np.ndarray) -> Routing:
-        """Name each study's bone by the mean of its images' router probabilities."""
+        """Name each study's bone by the mean of its images' router probabilities; p NaN where there is no router."""
         if self.router is None:
             nothing = np.zeros(len(features_ND), np.int64)
-            return Routing(bones=nothing, p_bone=np.ones(len(features_ND)), image_bones=nothing)
+            p_N = np.full(len(features_ND), 1.0 if len(self.classes) == 1 else np.nan)
+            return Routing(bones=nothing, p_bone=p_N, image_bones=nothing)
         logits_NC = self.router.mean_logit(torch.from_numpy(features_ND.astype(np.float32)))
         p_NC = logits_NC.double().softmax(1).numpy()
         _, study_of_image = np.unique(studies, return_inverse=True)
@@ -75,6 +81,12 @@ class Assembly:
         np.add.at(sums_SC, study_of_image, p_NC)
         mean_NC = (sums_SC / np.bincount(study_of_image)[:, None])[study_of_image]
         return Routing(bones=mean_NC.argmax(1), p_bone=mean_NC.max(1), image_bones=p_NC.argmax(1))
+
+    def name_bones(self, bones: np.ndarray, p_bone: np.ndarray) -> np.ndarray:
+        """Give the names [N] of class numbers; None where no router named them."""
+        names: np.ndarray = np.array(self.classes, dtype=object)[bones]
+        names[np.isnan(p_bone)] = None
+        return names
 
     def answer(
         self, ratings: Mapping[str, np.ndarray], bones: np.ndarray, serving: Mapping[str, str]
@@ -101,7 +113,7 @@ class Assembly:
         p_N, threshold_N = self.answer(ratings, routing.bones, self.serving)
         return pd.DataFrame(
             {
-                "bone_predicted": np.array(self.classes, dtype=object)[routing.bones],
+                "bone_predicted": self.name_bones(routing.bones, routing.p_bone),
                 "p_bone": routing.p_bone,
                 "p_abnormal": p_N,
                 "prediction": (p_N >= threshold_N).astype(np.int8),

@@ -19,6 +19,9 @@ from orchestrator.plan import Plan, PlannedTrial
 
 Line = dict[str, Any]
 
+ROUTER = "router/linear_probe"
+"""The search whose winner names the bone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Winner:
@@ -103,17 +106,27 @@ def _build_winner(trial: PlannedTrial, line: Line, metric: str, data: ProbeData,
 
 
 def choose_serving(
-    config: RunConfig, plan: Plan, winners: Mapping[str, Winner], data: Mapping[str, ProbeData], bones: Sequence[str]
+    config: RunConfig,
+    plan: Plan,
+    winners: Mapping[str, Winner],
+    data: Mapping[str, ProbeData],
+    bones: Sequence[str],
+    *,
+    can_route: bool = True,
 ) -> dict[str, Served]:
     """Choose for each bone: a specialist where its paired dev gain over the best baseline is above one standard error.
 
-    Raises RunError where no baseline was trained.
+    Without `can_route` the best baseline serves all. Raises RunError where no baseline was trained.
     """
     best_baseline = find_best_baseline(winners)
     served = {}
     for bone in bones:
         specialists = [winner for winner in winners.values() if winner.trial.target == f"specialist:{bone}"]
         baseline_dev = _dev_studies(best_baseline, data, bone)
+        if not can_route:
+            why = "the best baseline on dev; no specialist can be chosen, for no router was trained"
+            served[bone] = Served(model=best_baseline.trial.search, why=why, dev=score(baseline_dev))
+            continue
         if not specialists:
             why = f"the best baseline on dev; no specialist: {plan.untrainable.get(bone, 'its trials failed')}"
             served[bone] = Served(model=best_baseline.trial.search, why=why, dev=score(baseline_dev))
@@ -148,7 +161,7 @@ def _dev_studies(winner: Winner, data: Mapping[str, ProbeData], bone: str) -> Sc
 
 def assemble(winners: Mapping[str, Winner], serving: Mapping[str, str], bones: Sequence[str]) -> Assembly:
     """Put router and models together; `serving` names the model that answers for each bone."""
-    router = winners.get("router/linear_probe")
+    router = winners.get(ROUTER)
     return Assembly(
         classes=tuple(bones),
         router=router.heads if router else None,

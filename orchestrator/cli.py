@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Carry out a run."""
     from orchestrator.datasets import open_dataset
     from orchestrator.monitor import Monitor
-    from orchestrator.pipeline import forecast, run
+    from orchestrator.pipeline import check_searches, forecast, run
     from orchestrator.report.terminal import print_summary
 
     config, placement = make_config(arguments), make_placement(arguments)
@@ -124,6 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
             return
         rundir = run(config, placement, dataset, monitor)
     print_summary(rundir, monitor.console)
+    check_searches(rundir)
 
 
 def make_config(arguments: argparse.Namespace) -> "RunConfig":

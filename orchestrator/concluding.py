@@ -10,6 +10,7 @@ from mura_models.bundle import Bundle, write_bundle
 from mura_models.data.manifest import DataSet
 from mura_models.training import ProbeData
 from orchestrator.aggregate import (
+    ROUTER,
     Served,
     Winner,
     assemble,
@@ -49,8 +50,8 @@ def conclude(
     ingested: Ingested,
     data: Mapping[str, ProbeData],
     rundir: RunDir,
-) -> dict[str, str]:
-    """Write everything from trials.parquet to report.json; give the searches that failed and why."""
+) -> None:
+    """Write everything from trials.parquet to report.json."""
     journal = Journal(rundir.journal)
     write_table(rundir.trials, journal.to_table())
     bones = sorted(set(manifest.loc[manifest["split"] == "train", "bone"]))
@@ -76,7 +77,6 @@ def conclude(
         "comparisons": compare_systems(predictions, pairs),
     }
     write_json(rundir.report_json, report)
-    return outcome.failed
 
 
 def decide(
@@ -92,7 +92,8 @@ def decide(
     winners, failed = crown_winners(
         config, plan, journal.lines, data, lambda trial: rundir.checkpoint(trial).read_bytes()
     )
-    served = choose_serving(config, plan, winners, data, bones)
+    can_route = len(bones) == 1 or ROUTER in winners
+    served = choose_serving(config, plan, winners, data, bones, can_route=can_route)
     serving = {bone: choice.model for bone, choice in served.items()}
     return Outcome(winners=winners, failed=failed, served=served, assembly=assemble(winners, serving, bones))
 

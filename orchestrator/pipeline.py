@@ -16,7 +16,7 @@ from orchestrator.plan import Plan, make_plan
 from orchestrator.preparing import finish_manifest, gather_data
 from orchestrator.provenance import open_run
 from orchestrator.report import render_report
-from orchestrator.rundir import Journal, RunDir, write_table
+from orchestrator.rundir import Journal, RunDir, read_json, write_table
 from orchestrator.search import Share, run_searches
 
 
@@ -29,8 +29,9 @@ def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Moni
     with rundir.lock():
         open_run(rundir, config, dataset)
         monitor.say(f"run directory: {rundir.root}")
-        if rundir.report_html.exists():
-            monitor.say("this run is finished: nothing to do (--fresh starts anew beside it)")
+        if rundir.report_json.exists():
+            monitor.say("this run is finished: nothing is trained (--fresh starts anew beside it)")
+            render_report(rundir)
             return rundir
         with connected(placement):
             monitor.say(f"dashboard: {find_dashboard()} (the token it asks for: ray get-auth-token)")
@@ -49,13 +50,18 @@ def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Moni
             write_table(rundir.plan, plan.to_table())
             data = gather_data(config, plan, manifest, ingested)
             search(config, plan, data, share=share, rundir=rundir, monitor=monitor)
-        failed = conclude(
+        conclude(
             config=config, dataset=dataset, plan=plan, manifest=manifest, ingested=ingested, data=data, rundir=rundir
         )
         render_report(rundir)
+    return rundir
+
+
+def check_searches(rundir: RunDir) -> None:
+    """Raise RunError where a search of a finished run failed."""
+    failed = read_json(rundir.report_json)["run"]["failed_searches"]
     if failed:
         raise RunError("; ".join(failed.values()) + f"; the rest is in {rundir.report_html}")
-    return rundir
 
 
 def choose_rundir(config: RunConfig, placement: Placement, dataset: DataSet) -> RunDir:

@@ -24,10 +24,9 @@ def predict_test(
     true_bones = pd.Categorical(test["bone"], categories=list(assembly.classes)).codes.astype(np.int64)
     ratings = {name: model.rate(features_ND) for name, model in assembly.models.items()}
     predictions = test[["path", "bone", "patient", "study", "label"]].reset_index(drop=True)
-    classes = np.array(assembly.classes, dtype=object)
-    predictions["bone_predicted"] = classes[routing.bones]
+    predictions["bone_predicted"] = assembly.name_bones(routing.bones, routing.p_bone)
     predictions["p_bone"] = routing.p_bone
-    predictions["bone_predicted_by_image"] = classes[routing.image_bones]
+    predictions["bone_predicted_by_image"] = assembly.name_bones(routing.image_bones, routing.p_bone)
     for system, (serving, is_routed) in list_systems(assembly, recipes).items():
         bones = routing.bones if is_routed else true_bones
         p_N, threshold_N = assembly.answer(ratings, bones, serving)
@@ -51,7 +50,8 @@ def list_systems(assembly: Assembly, recipes: Sequence[str]) -> dict[str, tuple[
         if any(name in assembly.models for name in own.values()):
             serving = {bone: name if name in assembly.models else baseline for bone, name in own.items()}
             systems[f"specialists_{recipe}_oracle"] = (serving, False)
-            systems[f"specialists_{recipe}_routed"] = (serving, True)
+            if assembly.can_route:
+                systems[f"specialists_{recipe}_routed"] = (serving, True)
     systems["served_oracle"] = (dict(assembly.serving), False)
     systems["served_routed"] = (dict(assembly.serving), True)
     return systems
