@@ -192,13 +192,15 @@ def test_the_assembly_holds_router_models_and_what_serves():
     assembly = assemble(winners, serving, BONES)
     assert (assembly.classes, dict(assembly.serving), set(assembly.models)) == (BONES, serving, {MLP, HAND})
     assert assembly.router is baseline.heads
+    assert assembly.can_route
 
 
-def test_a_failed_router_is_not_passed_over_in_silence():
-    """With several bones and no router, every film would be called the first bone."""
-    baseline = make_winner(MLP, skill=1)
-    with pytest.raises(RunError, match="router"):
-        assemble({MLP: baseline}, dict.fromkeys(BONES, MLP), BONES)
+def test_without_a_router_the_best_baseline_serves_every_bone():
+    winners = {MLP: make_winner(MLP, skill=0.2), HAND: make_winner(HAND, skill=5)}
+    served = choose_serving(CONFIG, PLAN, winners, DATA, BONES, can_route=False)
+    assert {bone: choice.model for bone, choice in served.items()} == dict.fromkeys(BONES, MLP)
+    assert all("no router was trained" in choice.why for choice in served.values())
+    assert not assemble(winners, dict.fromkeys(BONES, MLP), BONES).can_route
 
 
 def test_what_was_decided_is_written_down():

@@ -110,6 +110,15 @@ def test_with_one_bone_there_is_nothing_to_route():
     )
 
 
+def test_without_a_router_no_bone_is_named():
+    """Else every film would be called the first bone, for certain."""
+    _, features_ND, studies = make_films()
+    assembly = replace(make_assembly(specialists=(), served=()), router=None)
+    answers = assembly.predict(features_ND, studies)
+    assert answers[["bone_predicted", "p_bone"]].isna().all(axis=None)
+    assert answers["p_abnormal"].to_numpy() == pytest.approx(assembly.models["baseline/mlp_probe"].rate(features_ND))
+
+
 def test_a_bundle_answers_as_what_was_put_in(bundle, folder):
     _, features_ND, studies = make_films()
     read = read_bundle(folder)
@@ -225,6 +234,7 @@ def test_an_index_with_a_part_missing_is_refused(folder, name):
         lambda index: index["serving"].update(hand="specialist:none/mlp_probe"),
         lambda index: index["serving"].pop("hand"),
     ],
+    ids=["shape", "calibration", "models", "sha256", "network", "runtime", "served model", "bone not served"],
 )
 def test_an_index_that_does_not_fit_its_files_is_refused(folder, edit):
     edit_index(folder, edit)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,59 +18,98 @@ from ray_helpers import BIN, TINY, User, find_free_port, make_user, read_journal
 
 from orchestrator.cluster import share_cluster
 from orchestrator.config import Placement, RunConfig
-from orchestrator.plan import make_plan
+from orchestrator.plan import Plan, make_plan
 from orchestrator.rundir import RunDir
 from orchestrator.search import run_searches
 
 NUM_GPUS = 4
-BARRIER_S = 90
+LATCH_S = 120
 
 
-class Barrier:
-    """An actor that lets nobody through before all are there."""
+class Latch:
+    """An actor that lets nobody through before so many searches are there at once; then everybody."""
 
     def __init__(self, num_expected: int) -> None:
-        self._barrier = asyncio.Barrier(num_expected)
+        self._num_expected = num_expected
+        self._devices: dict[str, str] = {}
+        self._is_open = asyncio.Event()
 
-    async def wait(self) -> None:
-        await self._barrier.wait()
+    async def wait(self, search: str, devices: str) -> None:
+        self._devices.setdefault(search, devices)
+        if len(self._devices) == self._num_expected:
+            self._is_open.set()
+        await self._is_open.wait()
+
+    async def list_devices(self) -> dict[str, str]:
+        return self._devices
 
 
-class MetAtBarrier(dict[str, Any]):
-    """The data of the searches; who takes some waits until all trials have come for theirs."""
+class HeldData(dict[str, Any]):
+    """The data of the searches; a trial that takes its own waits at the latch before it trains."""
 
-    barrier: Any
+    latch: Any
 
     def __getitem__(self, search: str) -> Any:
-        ray.get(self.barrier.wait.remote(), timeout=BARRIER_S)
+        ray.get(self.latch.wait.remote(search, os.environ.get("CUDA_VISIBLE_DEVICES", "")), timeout=LATCH_S)
         return super().__getitem__(search)
 
 
 @contextmanager
 def local_ray(**resources: int) -> Iterator[None]:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
     ray.init(**resources, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         yield
     finally:
         ray.shutdown()
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.mark.parametrize("num_cpus", [2, 4])
 def test_four_trials_at_once_have_a_gpu_each(num_cpus: int, tmp_path: Path) -> None:
-    """Each trial waits for three others before it trains: less than four at once, and none would ever train."""
-    config = replace(RunConfig(), num_trials=NUM_GPUS, num_epochs=2, num_folds=NUM_FOLDS)
-    plan = make_plan(config, make_manifest())
-    plan = replace(plan, trials=tuple(plan.of_search("baseline/linear_probe")))
-    data = MetAtBarrier({"baseline/linear_probe": make_probe_data("baseline")})
+    """Each trial waits for three others before it trains: with less than four at once, none would ever train."""
+    config, plan = plan_one_trial_a_search(num_epochs=2)
     with local_ray(num_cpus=num_cpus, num_gpus=NUM_GPUS):
-        data.barrier = ray.remote(Barrier).options(num_cpus=0, max_concurrency=NUM_GPUS).remote(NUM_GPUS)
+        data = HeldData({search: make_probe_data(search.split("/")[0].split(":")[-1]) for search in plan.searches})
+        data.latch = ray.remote(Latch).options(num_cpus=0, max_concurrency=8).remote(NUM_GPUS)
         share = share_cluster(Placement())
         run_searches(config, plan, data, rundir=RunDir(tmp_path), share=share, on_line=lambda line: None)
+        devices = ray.get(data.latch.list_devices.remote())
+    assert set(devices) == set(plan.searches)
+    assert set(devices.values()) == {"0", "1", "2", "3"}
     lines = read_journal(tmp_path)
-    assert {line["state"] for line in lines} == {"RUNNING", "COMPLETE"}
-    visible = {line["trial"]: line["worker"]["visible_devices"] for line in lines}
-    assert len(visible) == NUM_GPUS
-    assert set(visible.values()) == {"0", "1", "2", "3"}
+    assert [line["state"] for line in lines].count("COMPLETE") == NUM_GPUS
+    assert all(line["worker"]["visible_devices"] in {"0", "1", "2", "3"} for line in lines)
+
+
+def test_a_trial_whose_worker_dies_goes_on(tmp_path: Path) -> None:
+    config, plan = plan_one_trial_a_search(num_epochs=30)
+    plan = replace(plan, trials=plan.trials[:1])
+    search = plan.searches[0]
+    data = {search: make_probe_data(search.split("/")[0].split(":")[-1])}
+    killed = []
+
+    def kill_once(line: dict[str, Any]) -> None:
+        if line["epoch"] == 15 and not killed:
+            killed.append(line["worker"]["pid"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    with local_ray(num_cpus=2):
+        share = share_cluster(Placement())
+        run_searches(config, plan, data, rundir=RunDir(tmp_path), share=share, on_line=kill_once)
+    lines = read_journal(tmp_path)
+    assert [line["epoch"] for line in lines] == list(range(1, 31))
+    assert [line["state"] for line in lines] == ["RUNNING"] * 29 + ["COMPLETE"]
+    assert lines[-1]["worker"]["pid"] != killed[0]
+
+
+def plan_one_trial_a_search(num_epochs: int) -> tuple[RunConfig, Plan]:
+    """Plan four searches of a trial each: two specialists, the baseline and the router."""
+    recipes = ("linear_probe",)
+    config = RunConfig(num_trials=1, num_epochs=num_epochs, num_folds=NUM_FOLDS, recipes=recipes, early_stopping=False)
+    plan = make_plan(config, make_manifest())
+    assert len(plan.searches) == len(plan.trials) == NUM_GPUS
+    return config, plan
 
 
 HEAD = """

@@ -249,8 +249,10 @@ def test_a_mistake_is_one_line_and_code_2(
     options, text = MISTAKES[mistake]
     code = call_in_process([option.format(finished=finished) for option in (*TINY, *options)])
     assert code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
     assert text in line
+    assert "dashboard" not in output.out  # said before Ray starts, not after an hour of decoding
 
 
 def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(user: User) -> None:

@@ -121,7 +121,7 @@ def test_a_line_is_on_the_disk_before_the_next(journal):
         assert len(Journal(journal.path).lines) == epoch
 
 
-@pytest.mark.parametrize("torn", ['{"seq": 2, "trial": "x", "ep', "{", '{"trial": "été'])
+@pytest.mark.parametrize("torn", ['{"seq": 2, "trial": "x", "ep', '{"s', '{"trial": "été'])
 def test_a_last_line_cut_short_is_dropped_and_written_anew(journal, torn):
     write_line(journal, epoch=1)
     with journal.path.open("ab") as handle:
@@ -169,7 +169,7 @@ def test_the_table_of_trials_has_a_row_an_epoch_sorted(journal):
     assert len(Journal(journal.path.with_name("none.jsonl")).to_table()) == 0
 
 
-@pytest.mark.parametrize("bone", WEIRD_BONES)
+@pytest.mark.parametrize("bone", WEIRD_BONES, ids=range(len(WEIRD_BONES)))
 def test_any_bone_can_name_a_checkpoint(tmp_path, bone):
     rundir = RunDir(tmp_path / "run")
     path = rundir.checkpoint(f"specialist:{bone}/mlp_probe/000")
