@@ -43,6 +43,21 @@ class BackboneSpec:
         if not self.weights:
             raise ConfigError("weights '': give imagenet, none or the path of a file")
 
+    def name_weights(self) -> str:
+        """Name the weights for a record: a file by its name and SHA-256, never by its folder.
+
+        Raises WeightsError where the file cannot be read.
+        """
+        if self.weights in ("imagenet", "none"):
+            return self.weights
+        path = Path(self.weights)
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise WeightsError(f"weights {path}: {error.strerror}; give imagenet, none or the path of a file") from None
+        return f"{path.name} sha256:{digest[:16]}"
+
 
 @dataclass(kw_only=True)
 class Backbone:

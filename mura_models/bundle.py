@@ -64,8 +64,9 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         "router": asdict(assembly.router.settings) if assembly.router else None,
         "models": {name: _describe(model) for name, model in assembly.models.items()},
         "serving": dict(assembly.serving),
-        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+        "sha256": {name: _digest(content) for name, content in contents.items()},
     }
+    index["digest"] = _digest_index(index)
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     (folder / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -74,15 +75,26 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
 def read_bundle(folder: Path) -> Bundle:
     """Read and verify a bundle. Raises BundleError where it is missing, damaged or of another version."""
     index = _read_index(folder)
-    for name, expected in index["sha256"].items():
-        if hashlib.sha256(_read_file(folder / name)).hexdigest() != expected:
-            raise BundleError(f"{folder / name}: not the file that was written (sha256 differs); copy the bundle again")
     try:
-        return _build(index, folder)
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, MuraError) as error:
-        raise BundleError(
-            f"{folder}: its parts do not fit together ({error}); copy or make the bundle again"
-        ) from error
+        for name, expected in index["sha256"].items():
+            if _digest(_read_file(folder / name)) != expected:
+                raise BundleError(f"{folder / name}: not the file that was written (sha256 differs); copy it again")
+        bundle = _build(index, folder)
+        _check_serving(bundle.assembly)
+    except BundleError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, MuraError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BundleError(f"{folder}: its parts do not fit together ({reason}); copy it again") from error
+    return bundle
+
+
+def _check_serving(assembly: Assembly) -> None:
+    if set(assembly.serving) != set(assembly.classes):
+        raise BundleError(f"serving {sorted(assembly.serving)}: must name each of {sorted(assembly.classes)}")
+    unknown = set(assembly.serving.values()) - set(assembly.models)
+    if unknown:
+        raise BundleError(f"serving names {min(unknown)}: not among the models of the bundle")
 
 
 def _build(index: dict[str, Any], folder: Path) -> Bundle:
@@ -138,7 +150,17 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder / INDEX}: not a bundle's index ({error})") from error
     if schema != SCHEMA:
         raise BundleError(f"{folder}: a bundle of schema {schema}; this version reads schema {SCHEMA}")
+    if index.pop("digest", None) != _digest_index(index):
+        raise BundleError(f"{folder / INDEX}: not as it was written (its digest differs); copy it again")
     return index
+
+
+def _digest_index(index: dict[str, Any]) -> str:
+    return _digest(json.dumps(index, sort_keys=True).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _read_file(path: Path) -> bytes:

@@ -39,6 +39,10 @@ class HeadSettings:
             raise ConfigError(f"activation={self.activation!r}: must be relu or none")
 
 
+MIN_STD = 1e-5
+"""A feature that varies less among a head's training rows says nothing, and must not shout on others."""
+
+
 class Heads(nn.Module):
     """K heads over standardised features; head k never sees the rows of fold k."""
 
@@ -65,7 +69,8 @@ class Heads(nn.Module):
     def standardise_by(self, mean_KD: Tensor, std_KD: Tensor) -> None:
         """Take each head's feature mean and standard deviation from its own training rows."""
         self.mean_KD.copy_(mean_KD)
-        self.scale_KD.copy_(1 / std_KD.clamp(min=1e-3))  # a feature that never varies says nothing
+        is_varying_KD = std_KD > MIN_STD
+        self.scale_KD.copy_(torch.where(is_varying_KD, 1 / std_KD.clamp(min=MIN_STD), 0.0))
 
     def forward(self, features_KBD: Tensor) -> Tensor:
         """Give each head's logits [K, B, C] for its own rows."""

@@ -135,11 +135,8 @@ class ProbeTraining:
 
     def epochs(self) -> Iterator[Epoch]:
         """Train on, an epoch at a time, until the last one, early stopping or a loss that is not finite."""
-        while self.epoch < self.settings.num_epochs:
-            outcome = self.train_epoch()
-            yield outcome
-            if outcome.is_last:
-                return
+        while not (self.history and self.history[-1]["is_last"]):
+            yield self.train_epoch()
 
     def train_epoch(self) -> Epoch:
         """Run the next epoch and judge it on the dev rows."""

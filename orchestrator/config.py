@@ -9,7 +9,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mura_models.backbones import BackboneSpec
 from mura_models.errors import ConfigError
@@ -54,8 +54,11 @@ class RunConfig:
         _check_choice("preset", self.preset, PRESETS)
         _check_choice("metric", self.metric, METRICS)
         _check_choice("sampling", self.sampling, get_args(Sampling))
+        _check_choice("activation", self.activation, ("relu", "none"))
         for recipe in self.recipes:
             _check_choice("recipes", recipe, RECIPES)
+        _check_distinct("recipes", self.recipes)
+        _check_distinct("bones", self.bones or ())
         unbuilt = [recipe for recipe in self.recipes if recipe not in PROBE_RECIPES]
         if unbuilt:
             raise ConfigError(f"recipes={unbuilt[0]}: not built yet; choose among {', '.join(PROBE_RECIPES)}")
@@ -75,9 +78,11 @@ class RunConfig:
         """Epochs that every trial runs before it may be stopped."""
         return max(1, math.ceil(GRACE_FRACTION * self.num_epochs))
 
-    def to_json(self) -> dict[str, object]:
-        """Give the settings as plain JSON values."""
-        plain: dict[str, object] = json.loads(json.dumps(asdict(self)))
+    def to_json(self) -> dict[str, Any]:
+        """Give the settings as plain JSON values: no path, and bones in one order, so that equal runs are equal."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        plain["bones"] = sorted(self.bones) if self.bones else None
+        plain["backbone"]["weights"] = self.backbone.name_weights()
         return plain
 
     def digest(self, data_fingerprint: str) -> str:
@@ -141,6 +146,12 @@ def preset(name: str) -> RunConfig:
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name}={value}: must be one of {', '.join(allowed)}")
+
+
+def _check_distinct(name: str, values: tuple[str, ...]) -> None:
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise ConfigError(f"{name}={twice[0]}: named twice; name each once")
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

@@ -114,7 +114,7 @@ def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
     if (counts.sum() < config.num_folds).any():
         normal, abnormal = counts.sum()
         raise DataError(f"train has {normal} normal and {abnormal} abnormal images: each needs at least one a fold")
-    trainable, untrainable = _split_bones(config, counts)
+    trainable, untrainable = _split_bones(config, counts, num_folds=train.groupby("bone")["fold"].nunique())
     specialist_recipes = [r for r in config.recipes if r != "linear_probe"] or ["linear_probe"]
     searches = [(f"specialist:{bone}", recipe) for bone in trainable for recipe in specialist_recipes]
     searches += [("baseline", recipe) for recipe in config.recipes]
@@ -183,13 +183,14 @@ def _plan_search(
     ]
 
 
-def _split_bones(config: RunConfig, counts: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
+def _split_bones(config: RunConfig, counts: pd.DataFrame, *, num_folds: pd.Series) -> tuple[list[str], dict[str, str]]:
     known = list(counts.index)
     wanted = known if config.bones is None else list(config.bones)
     missing = [bone for bone in wanted if bone not in known]
     if missing:
         raise ConfigError(f"bones={missing[0]}: not in the data, which has {', '.join(known)}")
     untrainable = {}
+    is_cut = num_folds.max() > 1  # a dry run plans before the folds are cut
     for bone in known:
         normal, abnormal = counts.loc[bone].tolist()
         if bone not in wanted:
@@ -199,6 +200,8 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame) -> tuple[list[str], di
                 f"{normal} normal and {abnormal} abnormal images in train: "
                 f"a specialist needs {MIN_IMAGES_PER_LABEL} of each"
             )
+        elif is_cut and num_folds[bone] < 2:
+            untrainable[bone] = "all of its train images lie in one fold: a head would have none to learn from"
     return [bone for bone in wanted if bone not in untrainable], untrainable
 
 

@@ -20,6 +20,9 @@ def finish_manifest(config: RunConfig, dataset: DataSet, ingested: Ingested, run
     """
     manifest = dataset.manifest
     reasons = manifest["digest"].map(ingested.failures)
+    left = manifest[reasons.isna()]
+    trained = set(left.loc[left["split"] == "train", "bone"])
+    reasons = reasons.mask(reasons.isna() & ~manifest["bone"].isin(trained), "bone not in train")
     failed = pd.DataFrame({"path": manifest["path"], "reason": reasons})[reasons.notna()]
     quarantine = pd.concat([dataset.quarantine, failed], ignore_index=True)
     write_table(rundir.quarantine, quarantine)

@@ -5,6 +5,7 @@ predictions.parquet  report.json  report.html  figures/  bundle/  checkpoints/
 """
 
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -20,6 +21,9 @@ from urllib.parse import quote
 import pandas as pd
 
 from mura_models.errors import ConfigError
+
+MAX_NAME_CHARACTERS = 150
+"""Of a checkpoint's file name; file systems allow 255 bytes, and a file in the making has a longer name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +103,22 @@ class RunDir:
         return self.root / "checkpoints"
 
     def checkpoint(self, trial: str) -> Path:
-        """Name the checkpoint of a trial, whatever characters its bone has."""
-        return self.checkpoints / f"{quote(trial, safe='')}.safetensors"
+        """Name the checkpoint of a trial, whatever characters its bone has and however many."""
+        name = quote(trial, safe="")
+        if len(name) > MAX_NAME_CHARACTERS:
+            digest = hashlib.sha256(trial.encode()).hexdigest()[:16]
+            name = f"{name[: MAX_NAME_CHARACTERS - 17]}-{digest}"
+        return self.checkpoints / f"{name}.safetensors"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep a second driver out while this one runs; the lock dies with its process."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as handle:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock_file = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise ConfigError(f"run-dir={self.root}: cannot be written to ({error.strerror}); give another") from None
+        with lock_file as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -207,6 +219,10 @@ class Journal:
     def has(self, trial: str, epoch: int) -> bool:
         """Say whether this epoch of this trial is written."""
         return (trial, epoch) in self._seen
+
+    def last_epoch(self, trial: str) -> int:
+        """Give the last epoch of a trial that is written; 0 where there is none."""
+        return max((line["epoch"] for line in self.lines if line["trial"] == trial), default=0)
 
     def append(self, **entry: Any) -> dict[str, Any]:
         """Write one line, flushed to the disk, and give it back with its number `seq`."""

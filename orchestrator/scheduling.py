@@ -4,6 +4,7 @@ A ladder over several bones would let the easy bone prune the hard one. Ladders 
 that a continued trial, to which Tune gives a new id, is judged as if nothing had happened.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -106,7 +107,8 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         for line in self._journal.lines:
             if line["search"] in self._ladders:
                 self._add(line["search"], line["trial"])
-                self._judge(line["search"], line["trial"], line["epoch"], line["metrics"])
+                if line["state"] != "FAILED":
+                    self._judge(line["search"], line["trial"], line["epoch"], line["metrics"])
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Enter a trial on its search's ladder, once."""
@@ -135,10 +137,9 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Write down that a trial failed for good."""
-        last = trial.last_result or {}
-        result = {"epoch": int(last.get("epoch", 0)) + 1, "metrics": {}}
-        why = f"the worker failed {trial.num_failures} times"
-        self._write(*_identify(trial), result, state="FAILED", why=why)
+        search, name = _identify(trial)
+        result = {"epoch": self._journal.last_epoch(name) + 1, "metrics": {}}
+        self._write(search, name, result, state="FAILED", why=f"the worker failed {trial.num_failures} times")
 
     def _add(self, search: str, trial: str) -> None:
         if trial not in self._known:
@@ -147,7 +148,7 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
 
     def _judge(self, search: str, trial: str, epoch: int, metrics: dict[str, float | None]) -> bool:
         score = metrics.get(self._ladders[search].metric)
-        if not self._is_stopping or score is None:
+        if not self._is_stopping or score is None or not math.isfinite(score):
             return False
         return self._ladders[search].is_to_stop(trial, epoch, score)
 

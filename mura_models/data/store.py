@@ -42,12 +42,15 @@ def name_content(parts: Iterable[str]) -> str:
 
 
 def open_cached(folder: Path) -> CachedArray | None:
-    """Open a finished entry of the cache; None where there is none."""
+    """Open a finished entry of the cache; None where there is none that can be read."""
     index = folder / "index.json"
     if not index.exists():
         return None
-    content = json.loads(index.read_text(encoding="utf-8"))
-    rows = np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        rows = np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return None  # damaged: it is made anew
     return CachedArray(rows=rows, digests=tuple(content["digests"]), failures=content["failures"])
 
 
@@ -70,8 +73,14 @@ def write_cached(
         places = {digest: row for row, digest in enumerate(sorted(digests))}
         shape = (len(places), *row_shape)
         rows = np.lib.format.open_memmap(aside / "all.npy", mode="w+", dtype=np.dtype(dtype), shape=shape)
+        awaited = set(places)
         for names, content in parts:
             rows[[places[name] for name in names]] = content
+            missing.difference_update(names)
+        if missing - set(failures):
+            raise ValueError(
+                f"{len(missing - set(failures))} rows never came, {min(missing - set(failures))} among them"
+            )
         kept = [digest for digest in places if digest not in failures]
         _keep_rows(aside, rows, [places[digest] for digest in kept])
         index = {"schema": SCHEMA, "digests": kept, "failures": failures}
