@@ -1,10 +1,13 @@
 """What the tests of whole runs share: a few films, commands in processes of their own, and Ray's leftovers."""
 
+import atexit
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -62,6 +65,8 @@ class User:
 
     home: Path
     mark: str
+    ray_folder: str
+    """Where Ray keeps sockets, whose paths must be short, and the address of the last head that was started."""
 
     @property
     def cache(self) -> Path:
@@ -71,6 +76,7 @@ class User:
         """Give this user's environment; nothing of the tester's Ray, GPUs or caches shines through."""
         own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         own |= {"HOME": str(self.home), "XDG_CACHE_HOME": str(self.cache), MARK: self.mark}
+        own["RAY_TMPDIR"] = self.ray_folder
         return own | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"} | more
 
     def call(
@@ -130,7 +136,9 @@ class User:
 def make_user(home: Path) -> User:
     """Give a user with an empty home."""
     home.mkdir(parents=True, exist_ok=True)
-    return User(home=home, mark=uuid.uuid4().hex)
+    ray_folder = tempfile.mkdtemp(prefix="mura-")
+    atexit.register(shutil.rmtree, ray_folder, ignore_errors=True)
+    return User(home=home, mark=uuid.uuid4().hex, ray_folder=ray_folder)
 
 
 @contextmanager

@@ -71,5 +71,7 @@ def test_a_job_refuses_a_run_directory_that_it_would_lose(
 def test_without_the_token_nothing_is_submitted(user: User, head: str, clone: Path, tmp_path: Path) -> None:
     stranger = make_user(tmp_path / "stranger")
     stranger.call(BIN / "ray", "get-auth-token", "--generate", **TOKEN)  # a token, but another one
-    assert submit(stranger, head, clone, "--run-dir", tmp_path / "run").returncode != 0
+    done = submit(stranger, head, clone, "--run-dir", tmp_path / "run")
+    assert done.returncode != 0
+    assert "authentication token is invalid" in (done.stdout + done.stderr)
     assert not (tmp_path / "run").exists()

@@ -57,7 +57,7 @@ class HeldData(dict[str, Any]):
 @contextmanager
 def local_ray(**resources: int) -> Iterator[None]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
-    ray.init(**resources, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", **resources, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         yield
     finally:

@@ -390,11 +390,11 @@ def count_ended(run_dir: Path) -> int:
 
 
 def fingerprint(folder: Path) -> dict[str, tuple[int, str]]:
-    """Give name -> time and digest of every file but the lock."""
+    """Give name -> time and digest of every file but the lock and the page, which is rendered anew."""
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and path.name not in (".lock", "report.html") and path.parent.name != "figures"
     }
 
 

@@ -76,11 +76,10 @@ def write_cached(
         awaited = set(places)
         for names, content in parts:
             rows[[places[name] for name in names]] = content
-            missing.difference_update(names)
-        if missing - set(failures):
-            raise ValueError(
-                f"{len(missing - set(failures))} rows never came, {min(missing - set(failures))} among them"
-            )
+            awaited.difference_update(names)
+        missing = awaited - set(failures)
+        if missing:
+            raise ValueError(f"{len(missing)} rows never came, {min(missing)} among them")
         kept = [digest for digest in places if digest not in failures]
         _keep_rows(aside, rows, [places[digest] for digest in kept])
         index = {"schema": SCHEMA, "digests": kept, "failures": failures}
