@@ -155,3 +155,12 @@ def test_without_early_stopping_no_trial_has_patience():
     config = RunConfig(num_trials=1, num_folds=3, early_stopping=False)
     plan = make_plan(config, make_manifest())
     assert {trial.settings(config).patience_epochs for trial in plan.trials} == {None}
+
+
+def test_a_bone_in_one_fold_has_no_specialist():
+    """A head would have none of its rows to learn from."""
+    manifest = make_manifest()
+    manifest.loc[(manifest["bone"] == "hand") & (manifest["split"] == "train"), "fold"] = 0
+    plan = make_plan(RunConfig(), manifest)
+    assert "one fold" in plan.untrainable["hand"]
+    assert not any(trial.target == "specialist:hand" for trial in plan.trials)

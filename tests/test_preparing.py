@@ -1,0 +1,48 @@
+"""What is left between ingest and search."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from conftest import make_manifest
+
+from mura_models.data.manifest import DataSet
+from mura_models.errors import DataError
+from orchestrator.config import RunConfig
+from orchestrator.preparing import finish_manifest
+from orchestrator.rundir import RunDir
+
+
+def finish(manifest, failed, folder):
+    """Finish a manifest of which these files could not be decoded; give it and quarantine.csv."""
+    nothing = pd.DataFrame({"path": [], "reason": []}, dtype="str")
+    dataset = DataSet(
+        name="x", kind="csv", is_phantom=False, manifest=manifest.assign(fold=-1), quarantine=nothing, notes=()
+    )
+    ingested = SimpleNamespace(failures=dict.fromkeys(manifest.loc[failed, "digest"], "truncated"))
+    finished = finish_manifest(RunConfig(num_folds=2), dataset, ingested, RunDir(folder))
+    return finished, pd.read_csv(folder / "quarantine.csv").set_index("path")["reason"]
+
+
+def test_a_film_that_could_not_be_decoded_is_left_out_and_named(tmp_path):
+    manifest = make_manifest()
+    finished, reasons = finish(manifest, [0, 5], tmp_path)
+    assert dict(reasons) == dict.fromkeys(manifest.loc[[0, 5], "path"], "truncated")
+    assert len(finished) == len(manifest) - 2
+    assert set(finished.loc[finished["split"] == "train", "fold"]) == {0, 1}
+    assert set(finished.loc[finished["split"] == "test", "fold"]) == {-1}
+
+
+def test_a_bone_whose_last_train_film_failed_is_not_tested_either(tmp_path):
+    manifest = make_manifest({"elbow": (30, 30), "hand": (30, 30), "wrist": (1, 0)})
+    wrist = manifest["bone"] == "wrist"
+    finished, reasons = finish(manifest, wrist & (manifest["split"] == "train"), tmp_path)
+    assert set(finished["bone"]) == {"elbow", "hand"}
+    test_paths = manifest.loc[wrist & (manifest["split"] == "test"), "path"]
+    assert set(reasons[test_paths]) == {"bone not in train"}
+
+
+def test_nothing_left_of_a_split_is_one_clear_line(tmp_path):
+    manifest = make_manifest()
+    with pytest.raises(DataError, match="no usable train image is left"):
+        finish(manifest, manifest["split"] == "train", tmp_path)
