@@ -113,6 +113,7 @@ def plan_one_trial_a_search(num_epochs: int) -> tuple[RunConfig, Plan]:
 
 
 HEAD = """
+import signal
 import sys
 from ray.cluster_utils import Cluster
 
@@ -120,7 +121,7 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_
 if len(sys.argv) > 1:
     cluster.add_node(num_cpus=2, env_vars={"HOME": sys.argv[1], "XDG_CACHE_HOME": sys.argv[1] + "/cache"})
 print("address:", cluster.address, flush=True)
-sys.stdin.read()
+signal.pause()
 """
 NO_AUTH = {"RAY_AUTH_MODE": "disabled"}
 
