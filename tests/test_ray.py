@@ -146,7 +146,7 @@ def test_a_worker_node_needs_neither_cache_nor_home_of_the_driver(user: User, tm
     with cluster(user, worker_home) as address:
         user.run_study("--address", address, "--data", films, "--run-dir", user.home / "run", *TINY, **NO_AUTH)
     assert_trained_elsewhere(user.home / "run")
-    assert not (worker_home / "cache").exists()
+    assert not (worker_home / "cache" / "mura").exists()
     assert {path.name for path in user.cache.glob("mura/*")} >= {"store", "embeddings"}
 
 

@@ -76,7 +76,7 @@ def make_report(bones, *, is_phantom=False, with_router=True, failed=None):
     dev = dict.fromkeys(METRICS, 0.75)
     why = "baseline: paired dev gain in auroc over the best baseline -0.0066, standard error 0.0108"
     searches = list_searches(bones)
-    data = {"name": "ward", "kind": "csv", "is_phantom": is_phantom, "notes": ["/home/jane/films/a.csv is Latin-1"]}
+    data = {"name": "ward", "kind": "csv", "is_phantom": is_phantom, "notes": ["/wards/jane/films/a.csv is Latin-1"]}
     return {
         "schema": 1,
         "run": {
@@ -86,7 +86,7 @@ def make_report(bones, *, is_phantom=False, with_router=True, failed=None):
                 "metric": "auroc",
                 "early_stopping": True,
                 "seed": 7,
-                "backbone": {"name": "resnet18", "weights": "/home/jane doe/weights/r18.pt"},
+                "backbone": {"name": "resnet18", "weights": "/wards/jane doe/weights/r18.pt"},
             },
             "data_fingerprint": "6c51084ea3315b4c4ca3467e",
             "versions": {"python": "3.11.7", "ray": "2.60.0"},
@@ -250,7 +250,7 @@ def test_every_figure_of_test_names_its_unit(rundir):
 
 def test_report_carries_no_patient_and_no_folder(rundir):
     everything = rundir.report_html.read_text(encoding="utf-8") + "".join(read_page(rundir).figures())
-    for secret in (PATIENT, "/home/jane", "weights/", str(rundir.root)):
+    for secret in (PATIENT, "/wards/jane", "weights/", str(rundir.root)):
         assert secret not in everything
     assert "r18.pt" in everything
     assert "a.csv is Latin-1" in everything
@@ -286,7 +286,7 @@ def test_bone_names_with_markup_stay_text(tmp_path):
 
 def test_failed_search_is_said_first_and_in_its_row(tmp_path):
     search = "specialist:leg/mlp_probe"
-    why = f"{search}: every trial failed at /home/jane/x.py"
+    why = f"{search}: every trial failed at /wards/jane/x.py"
     page = read_page(write_run(tmp_path, failed={search: why}))
     assert "1 of 5 searches failed." in page.text
     assert page.text.count("every trial failed at x.py") == 2
