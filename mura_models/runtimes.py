@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from timm.layers import Conv2dSame, get_same_padding
@@ -19,6 +19,11 @@ from torch.nn import functional
 from mura_models.backbones import Backbone, check_image_size
 from mura_models.errors import ConfigError
 from mura_models.preprocessing import normalise
+
+# ONNX Runtime's official builds report to their maker and leave files behind; where there are patients' films, nothing
+# does. It must be said before the first import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 RuntimeName = Literal["torch", "onnxruntime"]
 Precision = Literal["float32", "bfloat16"]

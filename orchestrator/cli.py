@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mura_models.errors import RunError, UserError
 
@@ -18,9 +18,17 @@ if TYPE_CHECKING:
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, as every other mistake is told."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what was wrong and leave."""
+        self.exit(EXIT_USAGE, f"error: {message} (--help lists the options)\n")
+
+
 def run_command(argv: Sequence[str] | None = None) -> int:
     """Run `python run_study.py`; give the exit code."""
-    parser = argparse.ArgumentParser(prog="run_study.py", description=RUN_HELP)
+    parser = Parser(prog="run_study.py", description=RUN_HELP)
     add_run_arguments(parser)
     arguments = parser.parse_args(argv)
     return guard(lambda: run(arguments))
@@ -28,7 +36,7 @@ def run_command(argv: Sequence[str] | None = None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `mura`; give the exit code."""
-    parser = argparse.ArgumentParser(prog="mura", description="Specialists per bone against one global model.")
+    parser = Parser(prog="mura", description="Specialists per bone against one global model.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, add_arguments, action, text in (
         ("run", add_run_arguments, run, RUN_HELP),

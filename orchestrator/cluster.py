@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,10 @@ from orchestrator.search import Share
 
 JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the process that `ray job submit` starts."""
+
+
+KNOCK_S = 10.0
+"""How long a cluster may take to answer at its address (chosen by us)."""
 
 
 def is_inside_job() -> bool:
@@ -33,15 +38,30 @@ def connected(placement: Placement) -> Iterator[None]:
     address = placement.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level="WARNING")
         else:
-            ray.init(include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False, logging_level="WARNING")
-    except (ConnectionError, ValueError) as error:
+            # "local": a Ray that somebody else left running on this machine is not joined unasked.
+            ray.init(
+                "local",
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level="WARNING",
+            )
+    except (OSError, ValueError) as error:
         raise ConfigError(f"address={address}: no Ray cluster answers there ({_first_line(error)})") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait there for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
 def find_dashboard() -> str | None:

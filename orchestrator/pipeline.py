@@ -25,6 +25,7 @@ def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Moni
 
     Raises UserError for what the user can mend, RunError for a part that failed.
     """
+    make_plan(config, dataset.manifest)  # what cannot be planned is said before anything is decoded
     rundir = choose_rundir(config, placement, dataset)
     with rundir.lock():
         open_run(rundir, config, dataset)

@@ -136,10 +136,14 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         self._write(search, name, result, state="FAILED" if failure else "COMPLETE", why=failure)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Write down that a trial failed for good."""
+        """Write down that a trial failed for good; Tune also calls this before it starts the trial again."""
+        if trial.status == Trial.ERROR:  # set before a new start, not yet set at the last failure
+            return
         search, name = _identify(trial)
+        cause = str(trial.get_error() or "").strip().splitlines()
+        why = f"the worker failed {trial.num_failures} times{f': {cause[-1]}' if cause else ''}"
         result = {"epoch": self._journal.last_epoch(name) + 1, "metrics": {}}
-        self._write(search, name, result, state="FAILED", why=f"the worker failed {trial.num_failures} times")
+        self._write(search, name, result, state="FAILED", why=why)
 
     def _add(self, search: str, trial: str) -> None:
         if trial not in self._known:

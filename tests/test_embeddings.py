@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -182,3 +185,19 @@ def test_whatever_changes_an_embedding_changes_its_key(lite0: Backbone) -> None:
     }
 
     assert len(keys) == 5
+
+
+def test_embedding_tells_nobody_and_leaves_no_file_behind(tmp_path):
+    """ONNX Runtime reports to its maker unless told otherwise; there are patients' films here."""
+    code = (
+        "import torch\n"
+        "from mura_models.backbones import BackboneSpec, load_backbone\n"
+        "from mura_models.runtimes import Embedder, RuntimeChoice, prepare_model\n"
+        "choice = RuntimeChoice(runtime='onnxruntime', precision='float32', device='cpu')\n"
+        "model, choice = prepare_model(load_backbone(BackboneSpec()), choice, 64)\n"
+        "Embedder(model, choice)(torch.zeros(1, 64, 64, dtype=torch.uint8))\n"
+    )
+    environment = os.environ | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    assert list(tmp_path.iterdir()) == []

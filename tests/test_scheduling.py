@@ -49,7 +49,14 @@ class Driver:
     def add(self, search, number):
         """Let Tune add a trial."""
         config = {"trial": {"search": search, "trial": f"{search}/{number:03d}"}}
-        trial = SimpleNamespace(trial_id=f"tune{next(tune_ids)}", config=config, last_result={}, num_failures=4)
+        trial = SimpleNamespace(
+            trial_id=f"tune{next(tune_ids)}",
+            config=config,
+            last_result={},
+            num_failures=4,
+            status="RUNNING",
+            get_error=lambda: None,
+        )
         self.scheduler.on_trial_add(None, trial)
         self.trials[search, number] = trial
         return trial

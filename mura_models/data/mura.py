@@ -17,6 +17,7 @@ from mura_models.data.scan import Listing, is_junk, leads_outside
 from mura_models.errors import DataError
 
 SPLITS = {"train": "train", "valid": "test"}  # the published validation split is our test split
+MASKS = "masks"  # the phantom writes them beside its tree
 _TWO_LABELS = "study carries two labels"
 _PATH = re.compile(
     r"(?:^|/)(?P<split>train|valid)/XR_(?P<bone>[^/]+)/(?P<patient>patient[^/]+)"
@@ -32,6 +33,7 @@ def find_tree(folder: Path) -> Path | None:
     if _is_tree(folder):
         return folder
     children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not is_junk(child.name)]
+    children = [child for child in children if child.name != MASKS or not is_phantom_tree(child)]
     trees = [child for child in children if _is_tree(child)]
     if len(trees) > 1:
         raise DataError(f"{folder} holds {len(trees)} MURA trees: name one of {', '.join(t.name for t in trees)}")
