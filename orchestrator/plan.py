@@ -19,9 +19,9 @@ MIN_IMAGES_PER_LABEL = 20
 """A bone with fewer of either label in train has no specialist: the baseline serves it (DESIGN.md)."""
 
 MIN_UPDATES_PER_EPOCH = 4
-LR_RANGE = {"linear_probe": (3e-4, 3e-2), "mlp_probe": (5e-5, 1e-3)}
+LR_RANGE = {"linear_probe": (3e-3, 3e-2), "mlp_probe": (5e-5, 1e-3)}
 """Base rates searched, log-uniform: chosen by us on out-of-fold rows of FracAtlas (docs/DECISIONS.md)."""
-WEIGHT_DECAY_RANGE = (1e-2, 30.0)
+WEIGHT_DECAY_RANGE = {"linear_probe": (3.0, 100.0), "mlp_probe": (1e-2, 30.0)}
 """Log-uniform; decoupled from the gradient (AdamW), so it takes effect as lr times this value an update."""
 
 
@@ -142,7 +142,7 @@ def draw_points(config: RunConfig, recipe: str) -> list[Point]:
     rng = np.random.default_rng([config.seed, salt])
     num_drawn = max(0, config.num_trials - len(PAPER_POINTS))
     rates = _spread_log(LR_RANGE[recipe], num_drawn, rng)
-    decays = _spread_log(WEIGHT_DECAY_RANGE, num_drawn, rng)
+    decays = _spread_log(WEIGHT_DECAY_RANGE[recipe], num_drawn, rng)
     names = [LR_SCHEDULES[i % len(LR_SCHEDULES)] for i in rng.permutation(num_drawn)]
     drawn = [
         (sample_lr_schedule(name, rng), float(f"{lr:.4g}"), float(f"{decay:.4g}"))

@@ -66,7 +66,7 @@ def test_points_are_drawn_within_their_ranges_over_all_schedules():
         drawn = table[(table["search"] == f"baseline/{recipe}")].sort_values("trial").iloc[2:]
         assert set(drawn["lr_schedule"]) == set(LR_SCHEDULES)
         assert drawn["lr"].between(low, high).all()
-        assert drawn["weight_decay"].between(*WEIGHT_DECAY_RANGE).all()
+        assert drawn["weight_decay"].between(*WEIGHT_DECAY_RANGE[recipe]).all()
         in_halves = np.histogram(np.log(drawn["lr"]), bins=2, range=np.log((low, high)))[0]
         assert in_halves.tolist() == [12, 12]  # spread over the range, not clustered
 
