@@ -48,7 +48,7 @@ def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Moni
             record_ingest(ingested, rundir)
             manifest = finish_manifest(config, dataset, ingested, rundir)
             plan = make_plan(config, manifest)
-            write_table(rundir.plan, plan.to_table())
+            settle_plan(plan, rundir)
             data = gather_data(config, plan, manifest, ingested)
             search(config, plan, data, share=share, rundir=rundir, monitor=monitor)
         conclude(
@@ -82,6 +82,18 @@ def choose_rundir(config: RunConfig, placement: Placement, dataset: DataSet) -> 
             root = taken.with_name(f"{taken.name}-{number}")
             number += 1
     return RunDir(root)
+
+
+def settle_plan(plan: Plan, rundir: RunDir) -> None:
+    """Write plan.csv, or check that the one there is this plan.
+
+    Raises ConfigError where another version of this program planned otherwise: its trials cannot be continued.
+    """
+    table = plan.to_table()
+    if not rundir.plan.exists():
+        write_table(rundir.plan, table)
+    elif rundir.plan.read_text(encoding="utf-8") != table.to_csv(index=False):
+        raise ConfigError(f"{rundir.plan}: planned by another version of this program; --fresh starts anew beside it")
 
 
 def search(

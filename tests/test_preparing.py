@@ -7,8 +7,10 @@ import pytest
 from conftest import make_manifest
 
 from mura_models.data.manifest import DataSet
-from mura_models.errors import DataError
+from mura_models.errors import ConfigError, DataError
 from orchestrator.config import RunConfig
+from orchestrator.pipeline import settle_plan
+from orchestrator.plan import make_plan
 from orchestrator.preparing import finish_manifest
 from orchestrator.rundir import RunDir
 
@@ -46,3 +48,14 @@ def test_nothing_left_of_a_split_is_one_clear_line(tmp_path):
     manifest = make_manifest()
     with pytest.raises(DataError, match="no usable train image is left"):
         finish(manifest, manifest["split"] == "train", tmp_path)
+
+
+def test_a_plan_of_another_version_is_not_continued(tmp_path):
+    """Else its trials would go on under other settings than they began with."""
+    rundir = RunDir(tmp_path)
+    plan = make_plan(RunConfig(num_folds=3), make_manifest())
+    settle_plan(plan, rundir)
+    settle_plan(plan, rundir)  # the same command continues
+    rundir.plan.write_text(rundir.plan.read_text().replace("0.001,", "0.002,", 1))
+    with pytest.raises(ConfigError, match="another version"):
+        settle_plan(plan, rundir)
