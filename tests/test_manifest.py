@@ -276,3 +276,16 @@ def test_codes_keep_unknown_rows_apart():
     assert patient_codes(frame).tolist() == [0, 0, 1, 2, 3, 0]
     assert patient_codes(frame[["study"]]).tolist() == [0, 1, 2, 3, 4, 5]
     assert study_codes(frame[["study"]]).tolist() == [0, 0, 0, 1, 2, 3]
+
+
+def test_a_program_s_word_for_nothing_is_an_empty_cell(tmp_path):
+    """Else every row without a patient would belong to one patient called nan."""
+    for number in range(3):
+        Image.fromarray(np.full((32, 32), 40 * number, np.uint8)).save(tmp_path / f"{number}.png")
+    table = tmp_path / "manifest.csv"
+    rows = ["0.png,hand,p1,s1,0,train", "1.png,hand,p2,s2,1,train", "2.png,hand,p3,s3,1,test"]
+    rows += ["0.png,hand,NaN,s4,1,test", "1.png,hand,p5,null,1,test"]
+    table.write_text("path,bone,patient,study,label,split\n" + "\n".join(rows) + "\n")
+    dataset = read_dataset(table)
+    assert len(dataset.manifest) == 3
+    assert sorted(dataset.quarantine["reason"]) == ["column 'patient' is empty", "column 'study' is empty"]

@@ -67,6 +67,10 @@ def list_csv_for_prediction(path: Path) -> Listing:
     return _drop_duplicates(replace(listing, rows=rows))
 
 
+EMPTY = ("", "nan", "na", "n/a", "none", "null")
+"""What programs write for a value that is not there; no patient is called so."""
+
+
 def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
     """Return a file's text and notes on how it was read: UTF-8, or else Latin-1."""
     try:
@@ -113,7 +117,7 @@ def read_table(path: Path) -> Listing:
 def _find_bad_cells(rows: pd.DataFrame, needed: Iterable[str], *, check_values: bool = True) -> NDArray[Any]:
     """Return a reason for every row with a cell that cannot be, naming the column."""
     wrong: list[tuple[pd.Series[bool], str | pd.Series[str]]] = [
-        (rows[column] == "", f"column '{column}' is empty") for column in needed
+        (rows[column].str.lower().isin(EMPTY), f"column '{column}' is empty") for column in needed
     ]
     if check_values:
         wrong.append((~rows["label"].str.lower().isin(LABELS), "label '" + rows["label"] + "' is not 0 or 1"))
