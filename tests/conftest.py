@@ -11,6 +11,15 @@ from mura_models.data.manifest import patient_codes, study_codes
 from mura_models.heads import Heads, HeadSettings
 from mura_models.training import ProbeData, TrialSettings
 
+SYSTEM_NAMES = (
+    "baseline_linear_probe",
+    "baseline_mlp_probe",
+    "specialists_mlp_probe_oracle",
+    "specialists_mlp_probe_routed",
+    "served_oracle",
+    "served_routed",
+)
+"""The systems of a run with both probes, in the report's order."""
 NUM_FEATURES, NUM_OUTCOMES, NUM_FOLDS = 6, 4, 3
 COUNTS = {"elbow": (34, 26), "hand": (24, 30), "wrist": (40, 3)}
 """Bone -> normal and abnormal train images; the wrist has too few for a specialist."""

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SYSTEM_NAMES
 from rich.console import Console
 
 from orchestrator.report import render_report
@@ -24,14 +25,6 @@ from orchestrator.report.wording import hide_folders, judge, list_headlines, wri
 from orchestrator.rundir import RunDir, write_json, write_table
 
 METRICS = ("kappa", "kappa_at_half", "accuracy", "auroc", "f1", "sensitivity", "specificity")
-SYSTEMS = (
-    "baseline_linear_probe",
-    "baseline_mlp_probe",
-    "specialists_mlp_probe_oracle",
-    "specialists_mlp_probe_routed",
-    "served_oracle",
-    "served_routed",
-)
 PATIENT = "patient-4711"
 NASTY = "<script>alert('x')</script> & \"quoted\" $a_b$"
 
@@ -51,7 +44,7 @@ def make_summary(value=0.8, why=None):
 
 def make_comparisons(bones, gain=0.03):
     rows = []
-    for a in SYSTEMS[2:]:
+    for a in SYSTEM_NAMES[2:]:
         for unit in ("study", "image"):
             for metric in ("auroc", "kappa"):
                 named = {"a": a, "b": "baseline_mlp_probe", "unit": unit, "metric": metric}
@@ -110,7 +103,7 @@ def make_report(bones, *, is_phantom=False, with_router=True, failed=None):
             "quarantined": {"total": 3, "by_reason": {"zero bytes": 2, "not an image": 1}},
         },
         "router": {"classes": list(bones), "image": level, "study": level} if with_router else None,
-        "systems": dict.fromkeys(SYSTEMS, system),
+        "systems": dict.fromkeys(SYSTEM_NAMES, system),
         "served": {
             bone: choice | {"lr": 0.000067, "dev": dev, "threshold": 0.384, "temperature": 1.07, "why": why}
             for bone in bones
@@ -150,7 +143,7 @@ def make_predictions(bones, rows_per_bone=40):
     bone = np.repeat(np.array(bones, dtype=object), rows_per_bone)
     label = generator.integers(0, 2, len(bone)) * (bone != bones[-1])
     table = pd.DataFrame({"path": "films/a.png", "bone": bone, "patient": PATIENT, "study": "s", "label": label})
-    for system in SYSTEMS:
+    for system in SYSTEM_NAMES:
         table[f"p_{system}"] = np.clip(0.3 * label + generator.uniform(0, 0.7, len(bone)), 0, 1)
         table[f"threshold_{system}"] = 0.5
     return table
@@ -346,7 +339,7 @@ def test_terminal_tables_fit_80_columns_with_whole_names(tmp_path):
     text = print_to_text(write_run(tmp_path, is_phantom=True))
     figures = [line for line in text.splitlines() if "/" not in line]
     assert max(map(len, figures)) <= 80
-    for system in SYSTEMS:
+    for system in SYSTEM_NAMES:
         assert len(re.findall(rf"^{system}  +0\.800 \[0\.750, 0\.850\]  0\.800", text, re.M)) == 2
     assert "+0.030, 95% CI +0.010 to +0.050: better" in text
     assert text.count("PHANTOM: synthetic films") == 3

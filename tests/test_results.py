@@ -6,20 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_assembly, make_features, make_manifest
+from conftest import SYSTEM_NAMES, make_assembly, make_features, make_manifest
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
 from mura_models.metrics import METRICS
 from orchestrator.results import compare_systems, list_pairs, name_systems, predict_test, score_router, score_systems
 
-SYSTEMS = [
-    "baseline_linear_probe",
-    "baseline_mlp_probe",
-    "specialists_mlp_probe_oracle",
-    "specialists_mlp_probe_routed",
-    "served_oracle",
-    "served_routed",
-]
+SYSTEMS = list(SYSTEM_NAMES)
 CONTRACT = ["path", "bone", "patient", "study", "label", "bone_predicted", "p_bone", "p_abnormal", "prediction"]
 RECIPES = ("linear_probe", "mlp_probe")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SYSTEM_NAMES
 from PIL import Image
 from ray_helpers import (
     BIN,
@@ -28,14 +29,7 @@ from ray_helpers import (
 from orchestrator.cli import main, run_command
 
 METRICS = {"kappa", "kappa_at_half", "accuracy", "auroc", "f1", "sensitivity", "specificity"}
-SYSTEMS = {
-    "baseline_linear_probe",
-    "baseline_mlp_probe",
-    "specialists_mlp_probe_oracle",
-    "specialists_mlp_probe_routed",
-    "served_oracle",
-    "served_routed",
-}
+SYSTEMS = set(SYSTEM_NAMES)
 SEARCHES = {
     "specialist:elbow/mlp_probe",
     "specialist:wrist/mlp_probe",
