@@ -13,6 +13,7 @@ import numpy as np
 from mura_models.errors import ConfigError
 
 LR_SCHEDULES = ("constant", "step", "cosine", "one_cycle", "warmup_cosine", "exponential")
+WARMUP_SCHEDULES = ("one_cycle", "warmup_cosine")
 
 ONE_CYCLE_START = 1 / 25  # first factor of a cycle, as in torch.optim.lr_scheduler.OneCycleLR
 ONE_CYCLE_END = ONE_CYCLE_START / 1e4  # last factor of a cycle, likewise
@@ -25,6 +26,9 @@ class LrSchedule:
     name: str = "constant"
     boundary: float = 0.5
     """Progress at which `step` drops, or at which the rise of `one_cycle` and `warmup_cosine` ends; in (0, 1)."""
+    boundary_updates: int | None = None
+    """Update at which `step` drops or the warm-up ends, where it is given in updates rather than as a part of the
+    training; takes the place of `boundary`. Beyond the training, `step` never drops and a warm-up ends with it."""
     final_factor: float = 0.1
     """Factor after the drop (`step`) or at progress 1 (`cosine`, `warmup_cosine`, `exponential`); in (0, 1]."""
 
@@ -35,43 +39,87 @@ class LrSchedule:
             raise ConfigError(f"boundary={self.boundary}: must lie between 0 and 1")
         if not 0 < self.final_factor <= 1:
             raise ConfigError(f"final_factor={self.final_factor}: must be above 0 and at most 1")
+        if self.boundary_updates is None:
+            return
+        if self.boundary_updates < 1:
+            raise ConfigError(f"boundary_updates={self.boundary_updates}: must be at least 1")
+        if self.name not in ("step", *WARMUP_SCHEDULES):
+            allowed = ", ".join(("step", *WARMUP_SCHEDULES))
+            raise ConfigError(f"boundary_updates={self.boundary_updates}: {self.name} has no boundary; {allowed} have")
 
     def factor(self, progress: float) -> float:
-        """Give the factor on the base rate at `progress`, clipped to [0, 1]."""
-        return _CURVES[self.name](self, min(1.0, max(0.0, progress)))
+        """Give the factor on the base rate at `progress`, clipped to [0, 1].
+
+        Raises ValueError where the boundary is given in updates: then only `rate` can tell.
+        """
+        if self.boundary_updates is not None:
+            raise ValueError(f"boundary_updates={self.boundary_updates}: its progress depends on the number of updates")
+        return self._factor(progress, self.boundary)
 
     def rate(self, base_lr: float, update: int, num_updates: int) -> float:
-        """Give the learning rate of update number `update` (from 0) of `num_updates`."""
-        return base_lr * self.factor(update / max(1, num_updates - 1))
+        """Give the learning rate of update number `update` (from 0) of `num_updates`.
+
+        A boundary between two updates moves to the later one, so that a warm-up always reaches `base_lr`.
+        """
+        # One divisor for both: division rounds monotonically, so they compare as the whole numbers do.
+        last = max(1, num_updates - 1)
+        return base_lr * self._factor(update / last, self._find_boundary_update(num_updates) / last)
+
+    def warmup_updates(self, num_updates: int) -> int:
+        """Give the number of updates before the warm-up is over, 0 without one: the first update at the base rate."""
+        return self._find_boundary_update(num_updates) if self.name in WARMUP_SCHEDULES else 0
+
+    def _find_boundary_update(self, num_updates: int) -> int:
+        """Give the first update at or past the boundary; a warm-up ends with the training at the latest."""
+        last = num_updates - 1
+        update = self.boundary_updates
+        if update is None:
+            # Not ceil: 0.28 * 25 comes out above 7, though 7 / 25 is 0.28.
+            update = round(self.boundary * last)
+            if update / max(1, last) < self.boundary:
+                update += 1
+        return min(update, last) if self.name in WARMUP_SCHEDULES else update
+
+    def _factor(self, progress: float, boundary: float) -> float:
+        return _CURVES[self.name](self, min(1.0, max(0.0, progress)), boundary)
 
 
-def _constant(_schedule: LrSchedule, _progress: float) -> float:
+TWO_STAGE = LrSchedule(name="step", boundary_updates=1000, final_factor=0.1)
+"""The paper's 3.4a, then 3.4b: 1000 updates at the base rate (theirs was 0.01), then a tenth of it."""
+
+
+def _constant(_schedule: LrSchedule, _progress: float, _boundary: float) -> float:
     return 1.0
 
 
-def _step(schedule: LrSchedule, progress: float) -> float:
-    return 1.0 if progress < schedule.boundary else schedule.final_factor
+def _step(schedule: LrSchedule, progress: float, boundary: float) -> float:
+    return 1.0 if progress < boundary else schedule.final_factor
 
 
-def _cosine(schedule: LrSchedule, progress: float) -> float:
+def _cosine(schedule: LrSchedule, progress: float, _boundary: float) -> float:
     return _anneal(1.0, schedule.final_factor, progress)
 
 
-def _exponential(schedule: LrSchedule, progress: float) -> float:
+def _exponential(schedule: LrSchedule, progress: float, _boundary: float) -> float:
     return float(schedule.final_factor**progress)
 
 
-def _one_cycle(schedule: LrSchedule, progress: float) -> float:
-    if progress < schedule.boundary:
-        return _anneal(ONE_CYCLE_START, 1.0, progress / schedule.boundary)
-    return _anneal(1.0, ONE_CYCLE_END, (progress - schedule.boundary) / (1 - schedule.boundary))
+def _one_cycle(_schedule: LrSchedule, progress: float, boundary: float) -> float:
+    if progress < boundary:
+        return _anneal(ONE_CYCLE_START, 1.0, progress / boundary)
+    return _fall(ONE_CYCLE_END, progress, boundary)
 
 
-def _warmup_cosine(schedule: LrSchedule, progress: float) -> float:
-    if progress < schedule.boundary:
+def _warmup_cosine(schedule: LrSchedule, progress: float, boundary: float) -> float:
+    if progress < boundary:
         # Not from zero: an update at rate 0 is an update lost.
-        return ONE_CYCLE_START + (1 - ONE_CYCLE_START) * progress / schedule.boundary
-    return _anneal(1.0, schedule.final_factor, (progress - schedule.boundary) / (1 - schedule.boundary))
+        return ONE_CYCLE_START + (1 - ONE_CYCLE_START) * progress / boundary
+    return _fall(schedule.final_factor, progress, boundary)
+
+
+def _fall(end: float, progress: float, boundary: float) -> float:
+    """Go from 1 at `boundary` to `end` at progress 1; a boundary at progress 1 leaves nothing to fall."""
+    return 1.0 if progress == boundary else _anneal(1.0, end, (progress - boundary) / (1 - boundary))
 
 
 def _anneal(start: float, end: float, fraction: float) -> float:
@@ -79,7 +127,7 @@ def _anneal(start: float, end: float, fraction: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
-_CURVES: dict[str, Callable[[LrSchedule, float], float]] = {
+_CURVES: dict[str, Callable[[LrSchedule, float, float], float]] = {
     "constant": _constant,
     "step": _step,
     "cosine": _cosine,
