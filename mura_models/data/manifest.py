@@ -22,7 +22,7 @@ from mura_models.errors import DataError
 Kind = Literal["mura", "csv", "folder"]
 COLUMNS = (
     *("path", "file", "bone", "patient", "study", "label", "split", "fold"),
-    *("digest", "width", "height"),
+    *("digest", "width", "height", "mode"),
 )
 
 
