@@ -215,6 +215,7 @@ def test_predict_takes_a_folder_and_names_what_it_leaves_out(
 MISTAKES = {
     "path": (["--all-bones", "--data", "nowhere.csv"], "nowhere.csv"),
     "columns": (["--all-bones", "--data", "no-label.csv"], "no column label"),
+    "corrections": (["--all-bones", "--corrections", "gone.csv", "--data", "films.csv"], "gone.csv: cannot be read"),
     "bone": (["--bones", "femur", "--data", "films.csv"], "bones=femur: not in the data, which has elbow, wrist"),
     "preset": (["--all-bones", "--preset", "slow", "--data", "films.csv"], "preset=slow: must be one of quick"),
     "metric": (["--all-bones", "--metric", "f2", "--data", "films.csv"], "metric=f2: must be one of auroc"),
