@@ -72,16 +72,13 @@ def render_data_page(rundir: RunDir) -> None:
     """Write data.html, whole or not at all: the data before anything is trained."""
     exploration = read_json(rundir.exploration)
     data = exploration["data"]
-    page = (
-        make_environment()
-        .get_template("data_page.html.j2")
-        .render(
-            data=data,
-            css=read_css(),
-            data_figures=draw_data(Canvas(is_phantom=data["is_phantom"]), data, exploration),
-            phantom_label=wording.PHANTOM_LABEL,
-            **gather_data_parts(exploration, rundir.samples),
-        )
+    template = make_environment().get_template("data_page.html.j2")
+    page = template.render(
+        data=data,
+        css=read_css(),
+        data_figures=draw_data(Canvas(is_phantom=data["is_phantom"]), data, exploration),
+        phantom_label=wording.PHANTOM_LABEL,
+        **gather_data_parts(exploration, rundir.samples),
     )
     with whole_file(rundir.data_html) as aside:
         aside.write_text(page, encoding="utf-8")
@@ -142,28 +139,25 @@ def render_page(
     """Fill the template of report.html."""
     headlines = wording.list_headlines(report)
     best_baseline = wording.find_best_baseline(report)
-    return (
-        make_environment()
-        .get_template("report.html.j2")
-        .render(
-            **report,
-            **data_parts,
-            css=read_css(),
-            data_figures=figures.data,
-            winners=winners,
-            figures=figures,
-            headlines=headlines,
-            answer=wording.write_answer(headlines, best_baseline),
-            best_baseline=best_baseline,
-            bone_comparisons=wording.select_comparisons(report, scope="bone", unit="study", metric="auroc"),
-            other_comparisons=wording.select_comparisons(report, scope="mean_of_bones")
-            + wording.select_comparisons(report, scope="pooled"),
-            settings=list_settings(report["run"]["config"]),
-            metrics=METRICS,
-            phantom_label=wording.PHANTOM_LABEL,
-            family_colours=FAMILY_COLOURS,
-            state_colours=STATE_COLOURS,
-        )
+    environment = make_environment()
+    return environment.get_template("report.html.j2").render(
+        **report,
+        **data_parts,
+        css=read_css(),
+        data_figures=figures.data,
+        winners=winners,
+        figures=figures,
+        headlines=headlines,
+        answer=wording.write_answer(headlines, best_baseline),
+        best_baseline=best_baseline,
+        bone_comparisons=wording.select_comparisons(report, scope="bone", unit="study", metric="auroc"),
+        other_comparisons=wording.select_comparisons(report, scope="mean_of_bones")
+        + wording.select_comparisons(report, scope="pooled"),
+        settings=list_settings(report["run"]["config"]),
+        metrics=METRICS,
+        phantom_label=wording.PHANTOM_LABEL,
+        family_colours=FAMILY_COLOURS,
+        state_colours=STATE_COLOURS,
     )
 
 
