@@ -83,6 +83,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="MURA-v1.1 folder or manifest CSV; default: $MURA_DATA, ./MURA-v1.1, phantom",
     )
+    what.add_argument(
+        "--corrections", type=Path, metavar="FILE", help="CSV of label errors: path or study, label, source"
+    )
     what.add_argument("--preset", default="quick", metavar="NAME", help="quick (default), paper or full")
     what.add_argument("--recipes", nargs="+", metavar="RECIPE", help="linear_probe, mlp_probe (default: both)")
     what.add_argument("--trials", type=int, dest="num_trials", metavar="N", help="trials a search (12)")
@@ -126,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     config, placement = make_config(arguments), make_placement(arguments)
     with Monitor() as monitor:
-        dataset = open_dataset(arguments.data, monitor)
+        dataset = open_dataset(arguments.data, monitor, arguments.corrections)
         if arguments.dry_run:
             forecast(config, dataset, monitor)
             return

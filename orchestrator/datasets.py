@@ -17,12 +17,21 @@ def cache_root() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "mura"
 
 
-def open_dataset(asked: Path | None, monitor: Monitor) -> DataSet:
-    """Scan the data that the command means. Raises DataError where it cannot be used."""
+def open_dataset(asked: Path | None, monitor: Monitor, corrections: Path | None = None) -> DataSet:
+    """Scan the data that the command means, its labels corrected. Raises DataError where it cannot be used."""
     path = asked or find_mura() or make_phantom(monitor)
-    dataset = read_dataset(path, on_progress=lambda done, total: monitor.on_progress("scan", done, total))
+    dataset = read_dataset(
+        path,
+        corrections=corrections,
+        on_progress=lambda done, total: monitor.on_progress("scan", done, total),
+    )
     for note in dataset.notes:
         monitor.say(f"note: {note}")
+    if (made := dataset.corrections) is not None:
+        monitor.say(
+            f"note: labels corrected by {made.file}: {made.images_changed} images changed, "
+            f"{made.images_unchanged} were labelled so already"
+        )
     if len(dataset.quarantine):
         monitor.say(f"{len(dataset.quarantine)} files are left out: quarantine.csv in the run directory says why")
     return dataset

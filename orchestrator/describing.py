@@ -1,5 +1,6 @@
 """The parts of report.json that say what went in: ingest, data and training."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -37,6 +38,7 @@ def describe_data(dataset: DataSet, manifest: pd.DataFrame, quarantine: pd.DataF
         "is_phantom": dataset.is_phantom,
         "notes": list(dataset.notes),
         "splits": counts,
+        "corrections": asdict(dataset.corrections) if dataset.corrections else None,
         "quarantined": {
             "total": len(quarantine),
             "by_reason": {reason: int(n) for reason, n in quarantine["reason"].value_counts().items()},

@@ -33,8 +33,10 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Ingested:
-    """The films' embeddings and how they came about."""
+    """The films, their embeddings and how they came about."""
 
+    films: CachedArray
+    """uint8 [n, S, S]"""
     embeddings: CachedArray
     """float16 [n, O, D]"""
     backbone: Backbone
@@ -56,6 +58,7 @@ def ingest(
         films, config.preprocessing, backbone, choice, cache=cache, on_progress=on_progress
     )
     return Ingested(
+        films=films,
         embeddings=embeddings,
         backbone=backbone,
         choice=choice,

@@ -10,6 +10,7 @@ from orchestrator.concluding import conclude
 from orchestrator.config import Placement, RunConfig
 from orchestrator.datasets import cache_root
 from orchestrator.describing import record_ingest
+from orchestrator.exploring import explore_data
 from orchestrator.ingest import ingest
 from orchestrator.monitor import Monitor, SearchMonitor
 from orchestrator.plan import Plan, make_plan
@@ -47,6 +48,8 @@ def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Moni
             )
             record_ingest(ingested, rundir)
             manifest = finish_manifest(config, dataset, ingested, rundir)
+            explore_data(config, dataset, manifest, ingested.films, rundir)
+            monitor.say(f"data: {rundir.data_html.resolve()}")
             plan = make_plan(config, manifest)
             settle_plan(plan, rundir)
             data = gather_data(config, plan, manifest, ingested)

@@ -1,7 +1,7 @@
 """The run directory: the only place that knows file names, whole-or-nothing writes and the journal.
 
-run.json  manifest.parquet  quarantine.csv  plan.csv  journal.jsonl  trials.parquet  served.json
-predictions.parquet  report.json  report.html  figures/  bundle/  checkpoints/
+run.json  manifest.parquet  quarantine.csv  exploration.json  samples/  data.html  plan.csv  journal.jsonl
+trials.parquet  served.json  predictions.parquet  report.json  report.html  figures/  bundle/  checkpoints/
 """
 
 import fcntl
@@ -51,6 +51,21 @@ class RunDir:
     def ingest(self) -> Path:
         """What was decoded and embedded, by which runtime."""
         return self.root / "ingest.json"
+
+    @property
+    def exploration(self) -> Path:
+        """What the data looks like before anything is trained."""
+        return self.root / "exploration.json"
+
+    @property
+    def samples(self) -> Path:
+        """A few train films, small, as exploration.json names them."""
+        return self.root / "samples"
+
+    @property
+    def data_html(self) -> Path:
+        """The page on the data."""
+        return self.root / "data.html"
 
     @property
     def plan(self) -> Path:

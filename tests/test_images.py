@@ -113,7 +113,7 @@ def test_exif_orientation_is_applied(orientation, image_format):
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L")
     grey_HW = decode_image(data, ".png")
     assert np.array_equal(grey_HW, np.asarray(upright))
-    assert inspect_image(data, ".png") == upright.size
+    assert inspect_image(data, ".png")[:2] == upright.size
 
 
 def test_damaged_exif_does_not_cost_the_image():
@@ -220,3 +220,17 @@ def test_warnings_of_pillow_do_not_escape_from_threads():
 def test_a_reader_joins_by_suffix(monkeypatch):
     monkeypatch.setitem(READERS, ".dcm", lambda data: Image.frombytes("I;16", (32, 24), data))
     assert np.array_equal(decode_image(DEEP_HW.tobytes(), ".dcm"), scale(DEEP_HW))
+
+
+@pytest.mark.parametrize(
+    ("image", "image_format", "mode"),
+    [
+        (Image.fromarray(GREY_HW), "PNG", "L"),
+        (Image.fromarray(RGB_HWC), "JPEG", "RGB"),
+        (Image.fromarray(DEEP_HW), "PNG", "I;16"),
+        (Image.fromarray(GREY_HW).convert("P"), "PNG", "P"),
+        (Image.fromarray(GREY_HW > 127), "TIFF", "1"),
+    ],
+)
+def test_the_header_tells_the_colour_mode(image, image_format, mode):
+    assert inspect_image(encode(image, image_format), ".png").mode == mode

@@ -47,7 +47,7 @@ def test_a_csv_becomes_a_manifest(folder):
     assert manifest["label"].tolist() == [0, 1, 0, 1]
     assert manifest[["label", "fold"]].dtypes.tolist() == [np.int8, np.int16]
     assert manifest["digest"].iloc[0] == hashlib.sha256((folder / "a.png").read_bytes()).hexdigest()
-    assert manifest[["width", "height"]].iloc[0].tolist() == [30, 20]
+    assert manifest[["width", "height", "mode"]].iloc[0].tolist() == [30, 20, "L"]
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert read_dataset(write(folder, HEADER, ROWS, "second.csv")).name == "clinic-second"
 
@@ -230,7 +230,7 @@ def test_a_path_that_is_not_there_is_refused(tmp_path):
 def test_prediction_needs_only_paths(folder):
     dataset = read_predict_input(write(folder, "path", ["a.png", "gone.png", "b.png"]))
     assert dataset.manifest["path"].tolist() == ["a.png", "b.png"]
-    assert set(dataset.manifest) == {"path", "file", "digest", "width", "height"}
+    assert set(dataset.manifest) == {"path", "file", "digest", "width", "height", "mode"}
     assert reasons(dataset) == {"gone.png": "missing file"}
     assert study_codes(dataset.manifest).tolist() == [0, 1]
 

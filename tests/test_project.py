@@ -23,6 +23,7 @@ OPTIONS = [
     "--all-bones",
     "--bones",
     "--data",
+    "--corrections",
     "--run-dir",
     "--fresh",
     "--preset",

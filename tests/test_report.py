@@ -100,6 +100,7 @@ def make_report(bones, *, is_phantom=False, with_router=True, failed=None):
         "data": data
         | {
             "splits": {split: counts | {"by_bone": dict.fromkeys(bones, counts)} for split in ("test", "train")},
+            "corrections": None,
             "quarantined": {"total": 3, "by_reason": {"zero bytes": 2, "not an image": 1}},
         },
         "router": {"classes": list(bones), "image": level, "study": level} if with_router else None,
@@ -109,6 +110,24 @@ def make_report(bones, *, is_phantom=False, with_router=True, failed=None):
             for bone in bones
         },
         "comparisons": make_comparisons(bones),
+    }
+
+
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
+
+
+def make_exploration(bones, data):
+    spread = {"minimum": 20, "lower": 40.5, "median": 60, "upper": 80, "maximum": 120}
+    measures = {"images": 1200, "modes": {"L": 1000, "RGB": 200}}
+    measures |= dict.fromkeys(("width_px", "height_px", "mean_grey"), spread)
+    film = {"width_px": 120, "height_px": 20, "mode": "RGB", "file": "000.png"}
+    return {
+        "data": data,
+        "overall": measures,
+        "by_bone": dict.fromkeys(sorted(bones), measures),
+        "size_step_px": 4,
+        "sizes": [{"width_px": 120, "height_px": 20, "images": 1200}],
+        "samples": [{"bone": bone, "label": label} | film for bone in bones for label in ("normal", "abnormal")],
     }
 
 
@@ -156,6 +175,9 @@ def write_run(root, bones=("hand", "leg", "hip"), *, num_trials=3, num_epochs=5,
     winner = {"lr_schedule": "step", "lr": 0.01671, "weight_decay": 8.3, "num_epochs": 5, "score": 0.83}
     write_json(rundir.served, {"winners": {search: winner | {"trial": f"{search}/000"} for search in searches}})
     write_json(rundir.report_json, report)
+    write_json(rundir.exploration, make_exploration(bones, report["data"]))
+    rundir.samples.mkdir(parents=True)
+    (rundir.samples / "000.png").write_bytes(PIXEL)
     write_table(rundir.trials, make_trials(searches, num_trials, num_epochs))
     write_table(rundir.predictions, make_predictions(bones))
     render_report(rundir)
@@ -183,7 +205,8 @@ class Page(HTMLParser):
         self.words.append(data)
 
     def figures(self):
-        return [base64.b64decode(image["src"].split(",", 1)[1]).decode() for image in self.images]
+        drawn = [image["src"] for image in self.images if image["src"].startswith("data:image/svg")]
+        return [base64.b64decode(source.split(",", 1)[1]).decode() for source in drawn]
 
 
 def read_page(rundir):
@@ -221,7 +244,7 @@ def test_page_is_one_file_without_script_or_address_elsewhere(rundir):
     html = rundir.report_html.read_text(encoding="utf-8")
     page = read_page(rundir)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in page.images)
+    assert all(re.match("data:image/(svg[+]xml|png);base64,", image["src"]) for image in page.images)
     assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", html)
     for svg in page.figures():
         assert not re.search(r'href="(?!#)', svg)
@@ -231,7 +254,8 @@ def test_figures_lie_beside_the_page_too(rundir):
     written = {path.read_text(encoding="utf-8") for path in rundir.figures.iterdir()}
     shown = read_page(rundir).figures()
     assert written == set(shown)
-    assert len(shown) == 14  # 2 forests, 2 by bone, 3 ROC (all, hand, leg: hip has one label), 2 router, 5 searches
+    # 2 forests, 2 by bone, 3 ROC (all, hand, leg: hip has one label), 2 router, 5 searches, 10 of the data
+    assert len(shown) == 24
     for svg in shown:
         assert ElementTree.fromstring(svg).tag.endswith("svg")
 

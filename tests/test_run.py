@@ -120,9 +120,18 @@ def test_a_run_leaves_a_report_with_the_keys_of_the_contract(finished: Path) -> 
         assert {comparison["a"], comparison["b"]} <= SYSTEMS
 
 
+def test_a_run_shows_its_data_before_it_trains(finished: Path) -> None:
+    exploration = read_json(finished / "exploration.json")
+    assert exploration["overall"] | {"images": 192, "modes": {"L": 192}} == exploration["overall"]
+    assert exploration["data"] == read_json(finished / "report.json")["data"]
+    assert "192 images of 2 bones" in (finished / "data.html").read_text(encoding="utf-8")
+    assert (finished / "data.html").stat().st_mtime_ns < (finished / "plan.csv").stat().st_mtime_ns
+
+
 def test_neither_bundle_nor_report_names_a_patient_or_a_folder(finished: Path, films: Path) -> None:
     words = {*pd.read_csv(films)["patient"], str(films.parent), str(finished)}
-    for path in (finished / "report.json", finished / "report.html", *(finished / "bundle").iterdir()):
+    pages = [finished / name for name in ("report.json", "report.html", "exploration.json", "data.html")]
+    for path in (*pages, *(finished / "bundle").iterdir()):
         content = path.read_bytes()
         assert not [word for word in words if word.encode() in content], path.name
 
@@ -206,6 +215,7 @@ def test_predict_takes_a_folder_and_names_what_it_leaves_out(
 MISTAKES = {
     "path": (["--all-bones", "--data", "nowhere.csv"], "nowhere.csv"),
     "columns": (["--all-bones", "--data", "no-label.csv"], "no column label"),
+    "corrections": (["--all-bones", "--corrections", "gone.csv", "--data", "films.csv"], "gone.csv: cannot be read"),
     "bone": (["--bones", "femur", "--data", "films.csv"], "bones=femur: not in the data, which has elbow, wrist"),
     "preset": (["--all-bones", "--preset", "slow", "--data", "films.csv"], "preset=slow: must be one of quick"),
     "metric": (["--all-bones", "--metric", "f2", "--data", "films.csv"], "metric=f2: must be one of auroc"),

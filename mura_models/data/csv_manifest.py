@@ -21,7 +21,7 @@ LABELS = {"0": 0, "0.0": 0, "normal": 0, "negative": 0, "1": 1, "1.0": 1, "abnor
 SPLITS = ("train", "test", "dev")
 SPLIT_PARTS = 5  # without a split column, one part in five of the patients is the test split
 SPLIT_SEED = 0
-_MEASURED = ["file", "digest", "width", "height"]  # read from the files, never from the table
+_MEASURED = ["file", "digest", "width", "height", "mode"]  # read from the files, never from the table
 
 
 def list_csv(path: Path) -> Listing:
@@ -85,10 +85,10 @@ def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
         return data.decode("latin-1"), (f"{path.name} is not UTF-8: read as Latin-1",)
 
 
-def read_table(path: Path) -> Listing:
-    """Read a CSV with comma, semicolon or tab; every cell stays text, stripped.
+def read_cells(path: Path) -> tuple[list[str], list[list[str]], tuple[str, ...]]:
+    """Read a CSV with comma, semicolon or tab: its header in lower case, its rows, and notes on how it was read.
 
-    Rows with more cells than the header are left out. Raises DataError for a table without rows.
+    Every cell is stripped; a row may be shorter or longer than the header. Raises DataError for a table without rows.
     """
     text, notes = read_text(path)
     first_line = text.lstrip().partition("\n")[0]
@@ -98,13 +98,22 @@ def read_table(path: Path) -> Listing:
     except csv.Error as error:
         raise DataError(f"{path}: not a CSV ({error})") from error
     if not cells:
-        raise DataError(f"{path}: empty; a header and a row an image are needed")
+        raise DataError(f"{path}: empty; a header and rows below it are needed")
     header = [name.strip().lower() for name in cells[0]]
     if len(set(header)) != len(header):
         raise DataError(f"{path}: a column is named twice in the header: {', '.join(header)}")
     rows = [[cell.strip() for cell in row] for row in cells[1:]]
     if not rows:
         raise DataError(f"{path}: no rows below the header")
+    return header, rows, notes
+
+
+def read_table(path: Path) -> Listing:
+    """Read a CSV as text. Rows with more cells than the header are left out.
+
+    Raises DataError for a table without rows.
+    """
+    header, rows, notes = read_cells(path)
     padded = [row[: len(header)] + [""] * (len(header) - len(row)) for row in rows]
     table = pd.DataFrame(padded, columns=header, dtype="str").drop(columns=_MEASURED, errors="ignore")
     if "path" not in table:

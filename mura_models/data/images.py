@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,8 +85,18 @@ READERS: dict[str, Callable[[bytes], Image.Image]] = dict.fromkeys(
 )
 
 
-def inspect_image(data: bytes, suffix: str) -> tuple[int, int]:
-    """Return width and height in pixels, after EXIF rotation, from the header alone.
+class ImageHeader(NamedTuple):
+    """What an image's header tells."""
+
+    width: int
+    """In pixels, after EXIF rotation, as the height."""
+    height: int
+    mode: str
+    """The colour mode as Pillow names it: L, RGB, I;16, ..."""
+
+
+def inspect_image(data: bytes, suffix: str) -> ImageHeader:
+    """Return size and colour mode from the header alone.
 
     suffix: of the file's name, with its dot, in either case.
 
@@ -94,8 +105,8 @@ def inspect_image(data: bytes, suffix: str) -> tuple[int, int]:
     image = _open_image(data, suffix)
     width, height = image.size
     if _read_orientation(image, data) in _TURNED:
-        return height, width
-    return width, height
+        width, height = height, width
+    return ImageHeader(width, height, image.mode)
 
 
 def decode_image(data: bytes, suffix: str) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mura_models.data.corrections import Corrections, CorrectionSummary, correct_labels, read_corrections
 from mura_models.data.csv_manifest import list_csv, list_csv_for_prediction, read_text
 from mura_models.data.images import READERS
 from mura_models.data.mura import compare_counts, describe_path, find_tree, is_phantom_tree, list_mura
@@ -22,7 +23,7 @@ from mura_models.errors import DataError
 Kind = Literal["mura", "csv", "folder"]
 COLUMNS = (
     *("path", "file", "bone", "patient", "study", "label", "split", "fold"),
-    *("digest", "width", "height"),
+    *("digest", "width", "height", "mode"),
 )
 
 
@@ -36,6 +37,8 @@ class DataSet:
     manifest: pd.DataFrame
     quarantine: pd.DataFrame
     notes: tuple[str, ...]
+    corrections: CorrectionSummary | None = None
+    """Of the file of corrected labels, where one was given."""
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of what is learnt from: pixels and who, where, which label. Paths do not count."""
@@ -45,23 +48,37 @@ class DataSet:
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def read_dataset(path: Path, *, num_threads: int = 8, on_progress: Callable[[int, int], None] | None = None) -> DataSet:
+def read_dataset(
+    path: Path,
+    *,
+    corrections: Path | None = None,
+    num_threads: int = 8,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> DataSet:
     """Scan a MURA folder or a manifest CSV: read every file once, decode none.
 
+    corrections: a CSV of corrected labels, applied before the rules on labels and leaks.
     on_progress: called with the files read and all files.
 
-    Raises DataError where nothing is left to train on, or the data cannot be understood.
+    Raises DataError where nothing is left to train on, or the data or the corrections cannot be understood.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; give a MURA-v1.1 folder or a manifest CSV")
+    corrected = read_corrections(corrections) if corrections else None  # a mistake is said before the scan
     if path.is_dir():
-        return _read_mura(path, num_threads, on_progress)
+        return _read_mura(path, corrected, num_threads, on_progress)
     listing = check_files(list_csv(path), num_threads=num_threads, on_progress=on_progress)
+    listing, summary = _correct(listing, corrected)
     listing = apply_rules(listing, study_columns=("patient", "bone", "study"))
-    return _check_usable(_make_dataset(_name_csv(path), "csv", listing), path)
+    return _check_usable(_make_dataset(_name_csv(path), "csv", listing, corrections=summary), path)
 
 
-def _read_mura(folder: Path, num_threads: int, on_progress: Callable[[int, int], None] | None) -> DataSet:
+def _read_mura(
+    folder: Path,
+    corrections: Corrections | None,
+    num_threads: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> DataSet:
     root = find_tree(folder)
     if root is None:
         raise DataError(f"{folder}: not a MURA folder (no train/XR_<BONE>/patient<N>); give one, or a manifest CSV")
@@ -69,10 +86,15 @@ def _read_mura(folder: Path, num_threads: int, on_progress: Callable[[int, int],
     is_phantom = is_phantom_tree(root)
     if not is_phantom:
         listing = listing.add_notes(compare_counts(listing.rows))
+    listing, summary = _correct(listing, corrections)
     # MURA numbers the studies of its two splits apart.
     listing = apply_rules(listing, study_columns=("split", "patient", "bone", "study"))
     name = "phantom" if is_phantom else _make_slug(root)
-    return _check_usable(_make_dataset(name, "mura", listing, is_phantom=is_phantom), folder)
+    return _check_usable(_make_dataset(name, "mura", listing, is_phantom=is_phantom, corrections=summary), folder)
+
+
+def _correct(listing: Listing, corrections: Corrections | None) -> tuple[Listing, CorrectionSummary | None]:
+    return correct_labels(listing, corrections) if corrections else (listing, None)
 
 
 def read_predict_input(path: Path) -> DataSet:
@@ -163,7 +185,14 @@ def _list_folder(folder: Path) -> Listing:
     return Listing(rows=pd.DataFrame({"path": paths, "file": map(str, images)}, dtype="str"), notes=notes)
 
 
-def _make_dataset(name: str, kind: Kind, listing: Listing, *, is_phantom: bool = False) -> DataSet:
+def _make_dataset(
+    name: str,
+    kind: Kind,
+    listing: Listing,
+    *,
+    is_phantom: bool = False,
+    corrections: CorrectionSummary | None = None,
+) -> DataSet:
     columns = [column for column in COLUMNS if column in listing.rows]
     extra = [column for column in listing.rows if column not in COLUMNS]
     return DataSet(
@@ -173,6 +202,7 @@ def _make_dataset(name: str, kind: Kind, listing: Listing, *, is_phantom: bool =
         manifest=listing.rows[columns + extra],
         quarantine=listing.quarantine,
         notes=listing.notes,
+        corrections=corrections,
     )
 
 

@@ -51,10 +51,11 @@ class FileFacts(NamedTuple):
     digest: str = ""
     width: int = 0
     height: int = 0
+    mode: str = ""
 
 
 def read_facts(file: str) -> FileFacts:
-    """Read one file: its SHA-256 and the image's size."""
+    """Read one file: its SHA-256, and the image's size and colour mode."""
     path = Path(file)
     try:
         if not path.exists():
@@ -62,18 +63,18 @@ def read_facts(file: str) -> FileFacts:
         if not path.is_file():
             return FileFacts("not a file")
         data = path.read_bytes()
-        width, height = inspect_image(data, path.suffix)
+        header = inspect_image(data, path.suffix)
     except ImageError as error:
         return FileFacts(str(error))
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         return FileFacts(f"file cannot be read: {getattr(error, 'strerror', None) or error}")
-    return FileFacts("", hashlib.sha256(data).hexdigest(), width, height)
+    return FileFacts("", hashlib.sha256(data).hexdigest(), *header)
 
 
 def check_files(
     listing: Listing, *, num_threads: int = 8, on_progress: Callable[[int, int], None] | None = None
 ) -> Listing:
-    """Read every file once; add digest, width and height, and leave out what cannot be used.
+    """Read every file once; add digest, width, height and mode, and leave out what cannot be used.
 
     on_progress: called in this thread with the files read and all files, after each.
     """
@@ -88,6 +89,7 @@ def check_files(
         digest=pd.Series([found.digest for found in facts], dtype="str"),
         width=np.array([found.width for found in facts], np.int32),
         height=np.array([found.height for found in facts], np.int32),
+        mode=pd.Series([found.mode for found in facts], dtype="str"),
     )
     return replace(listing, rows=rows).leave_out([found.reason for found in facts])
 

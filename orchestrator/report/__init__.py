@@ -1,5 +1,5 @@
-"""report.json -> report.html and figures. It renders; it computes nothing."""
+"""report.json -> report.html and figures, exploration.json -> data.html. It renders; it computes nothing."""
 
-from orchestrator.report.page import render_report
+from orchestrator.report.page import render_data_page, render_report
 
-__all__ = ["render_report"]
+__all__ = ["render_data_page", "render_report"]

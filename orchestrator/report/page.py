@@ -1,4 +1,4 @@
-"""report.html: one self-contained page from report.json, trials.parquet and predictions.parquet."""
+"""report.html: one self-contained page from report.json, trials.parquet and predictions.parquet; data.html likewise."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from orchestrator.report import wording
+from orchestrator.report.data_figures import draw_data
+from orchestrator.report.data_parts import gather_data_parts
 from orchestrator.report.figures import (
     FAMILY_COLOURS,
     STATE_COLOURS,
@@ -44,10 +46,11 @@ class Figures:
     roc: Sequence[Drawing]
     router: Sequence[Drawing]
     searches: Sequence[Drawing]
+    data: Sequence[Drawing]
 
     def all(self) -> list[Drawing]:
         """Give every figure in the order of the page."""
-        return [*self.differences, *self.bones, *self.roc, *self.router, *self.searches]
+        return [*self.differences, *self.bones, *self.roc, *self.router, *self.searches, *self.data]
 
 
 def render_report(rundir: RunDir) -> None:
@@ -55,17 +58,38 @@ def render_report(rundir: RunDir) -> None:
     report = read_json(rundir.report_json)
     winners = read_json(rundir.served)["winners"]
     trials, predictions = pd.read_parquet(rundir.trials), pd.read_parquet(rundir.predictions)
-    figures = draw_figures(report, winners, trials, predictions)
+    exploration = read_json(rundir.exploration)
+    figures = draw_figures(report, winners, trials, predictions, exploration)
     with whole_folder(rundir.figures) as aside:
         for drawing in figures.all():
             (aside / f"{drawing.name}.svg").write_text(drawing.svg, encoding="utf-8")
-    page = render_page(report, winners, figures)
+    page = render_page(report, winners, figures, gather_data_parts(exploration, rundir.samples))
     with whole_file(rundir.report_html) as aside:
         aside.write_text(page, encoding="utf-8")
 
 
+def render_data_page(rundir: RunDir) -> None:
+    """Write data.html, whole or not at all: the data before anything is trained."""
+    exploration = read_json(rundir.exploration)
+    data = exploration["data"]
+    template = make_environment().get_template("data_page.html.j2")
+    page = template.render(
+        data=data,
+        css=read_css(),
+        data_figures=draw_data(Canvas(is_phantom=data["is_phantom"]), data, exploration),
+        phantom_label=wording.PHANTOM_LABEL,
+        **gather_data_parts(exploration, rundir.samples),
+    )
+    with whole_file(rundir.data_html) as aside:
+        aside.write_text(page, encoding="utf-8")
+
+
 def draw_figures(
-    report: Mapping[str, Any], winners: Mapping[str, Any], trials: pd.DataFrame, predictions: pd.DataFrame
+    report: Mapping[str, Any],
+    winners: Mapping[str, Any],
+    trials: pd.DataFrame,
+    predictions: pd.DataFrame,
+    exploration: Mapping[str, Any],
 ) -> Figures:
     """Draw everything the page shows."""
     canvas = Canvas(is_phantom=report["data"]["is_phantom"])
@@ -75,11 +99,12 @@ def draw_figures(
         roc=draw_roc(canvas, report, predictions),
         router=draw_confusions(canvas, report["router"]) if report["router"] else [],
         searches=draw_learning_curves(canvas, report, winners, trials),
+        data=draw_data(canvas, report["data"], exploration),
     )
 
 
-def render_page(report: Mapping[str, Any], winners: Mapping[str, Any], figures: Figures) -> str:
-    """Fill the template; every value is escaped."""
+def make_environment() -> jinja2.Environment:
+    """Give what fills the templates; every value is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -97,13 +122,29 @@ def render_page(report: Mapping[str, Any], winners: Mapping[str, Any], figures: 
         "family": wording.name_family,
         "hide_folders": wording.hide_folders,
         "count": "{:,}".format,
+        "share": wording.format_share,
         "data_uri": encode_svg,
     }
+    return environment
+
+
+def read_css() -> Markup:
+    """Give the pages' style."""
+    return Markup((HERE / "report.css").read_text(encoding="utf-8"))
+
+
+def render_page(
+    report: Mapping[str, Any], winners: Mapping[str, Any], figures: Figures, data_parts: Mapping[str, Any]
+) -> str:
+    """Fill the template of report.html."""
     headlines = wording.list_headlines(report)
     best_baseline = wording.find_best_baseline(report)
+    environment = make_environment()
     return environment.get_template("report.html.j2").render(
         **report,
-        css=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        **data_parts,
+        css=read_css(),
+        data_figures=figures.data,
         winners=winners,
         figures=figures,
         headlines=headlines,

@@ -148,6 +148,11 @@ def format_rate(rate: float) -> str:
     return np.format_float_positional(rate, precision=2, fractional=False, trim="-")
 
 
+def format_share(part: int, whole: int) -> str:
+    """Write a part of a whole in percent."""
+    return f"{100 * part / whole:.1f}%"
+
+
 def format_p(p: float) -> str:
     """Write a p value."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
