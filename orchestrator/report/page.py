@@ -11,6 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from orchestrator.report import wording
+from orchestrator.report.curves import PART_COLOURS, draw_learning_curves, draw_winner_curves
 from orchestrator.report.figures import (
     FAMILY_COLOURS,
     STATE_COLOURS,
@@ -19,7 +20,6 @@ from orchestrator.report.figures import (
     draw_bones,
     draw_confusions,
     draw_differences,
-    draw_learning_curves,
     draw_roc,
 )
 from orchestrator.rundir import RunDir, read_json, whole_file, whole_folder
@@ -44,10 +44,11 @@ class Figures:
     roc: Sequence[Drawing]
     router: Sequence[Drawing]
     searches: Sequence[Drawing]
+    winners: Sequence[Drawing]
 
     def all(self) -> list[Drawing]:
         """Give every figure in the order of the page."""
-        return [*self.differences, *self.bones, *self.roc, *self.router, *self.searches]
+        return [*self.differences, *self.bones, *self.roc, *self.router, *self.searches, *self.winners]
 
 
 def render_report(rundir: RunDir) -> None:
@@ -75,6 +76,7 @@ def draw_figures(
         roc=draw_roc(canvas, report, predictions),
         router=draw_confusions(canvas, report["router"]) if report["router"] else [],
         searches=draw_learning_curves(canvas, report, winners, trials),
+        winners=draw_winner_curves(canvas, report, winners, trials),
     )
 
 
@@ -96,6 +98,7 @@ def render_page(report: Mapping[str, Any], winners: Mapping[str, Any], figures: 
         "gloss": wording.gloss_system,
         "family": wording.name_family,
         "hide_folders": wording.hide_folders,
+        "published": wording.format_published,
         "count": "{:,}".format,
         "data_uri": encode_svg,
     }
@@ -113,10 +116,14 @@ def render_page(report: Mapping[str, Any], winners: Mapping[str, Any], figures: 
         other_comparisons=wording.select_comparisons(report, scope="mean_of_bones")
         + wording.select_comparisons(report, scope="pooled"),
         settings=list_settings(report["run"]["config"]),
+        paper_notes=wording.PAPER_NOTES,
+        audit_answer=wording.describe_audit(report["run"]["audit"]),
+        recipe_glosses=wording.RECIPE_GLOSSES,
         metrics=METRICS,
         phantom_label=wording.PHANTOM_LABEL,
         family_colours=FAMILY_COLOURS,
         state_colours=STATE_COLOURS,
+        part_colours=PART_COLOURS,
     )
 
 
