@@ -1,19 +1,21 @@
 """The report's parts beyond the run's own figures: the paper's, the winners' curves, audit, refits and the router."""
 
+import dataclasses
 import re
-from xml.etree import ElementTree
 
-import pandas as pd
 import pytest
-from test_report import NASTY, make_estimate, print_to_text, read_page, write_run
+from test_report import NASTY, Page, make_estimate, make_report, make_trials, print_to_text, read_page, write_run
 
-from orchestrator.report import render_report
+from orchestrator.report.curves import draw_winner_curves
+from orchestrator.report.figures import Canvas
+from orchestrator.report.page import Figures, render_page
 from orchestrator.report.wording import RECIPE_GLOSSES, describe_audit, gloss_system, name_family
 from orchestrator.results import list_pairs
+from orchestrator.rundir import RunDir, write_json
 
 SEARCH = "baseline/mlp_probe"
+MEASURES = ("Loss", "Accuracy")
 SPECIALIST = "specialists_two_stage_probe_oracle"
-RINGS = re.compile(r'<g clip-path[^>]*>\s*<use [^>]*style="fill: #ffffff', re.S)
 
 
 def make_paper_row(section, system, bone, published, ours, *, num_images=90):
@@ -57,6 +59,26 @@ def make_refit(shipped):
     return refit | {"shipped": [f"{SEARCH}/refit/{seed}" for seed in shipped]}
 
 
+def show(**changes):
+    """Give the page of a report without its figures, which take the time."""
+    report = make_report(("hand", "leg", "hip"), **changes)
+    nothing = Figures(**{field.name: () for field in dataclasses.fields(Figures)})
+    return Page(render_page(report, {}, nothing))
+
+
+def say(root, **changes):
+    """Give what the terminal shows of a report."""
+    rundir = RunDir(root)
+    write_json(rundir.report_json, make_report(("hand", "leg", "hip"), **changes))
+    return print_to_text(rundir)
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory):
+    """Give the page of a run whose winners kept the weights of an epoch."""
+    return read_page(write_run(tmp_path_factory.mktemp("curves"), kept_epoch=3))
+
+
 def find_figures(page, words):
     return [svg for image, svg in zip(page.images, page.figures(), strict=True) if words in image["alt"]]
 
@@ -66,8 +88,8 @@ def count_rings(svg):
     return svg.count("fill: #ffffff; stroke: #009e73") + svg.count("fill: #ffffff; stroke: #1f2a33")
 
 
-def test_paper_section_shows_published_beside_ours_and_names_the_unit(tmp_path):
-    page = read_page(write_run(tmp_path, paper=make_paper()))
+def test_paper_section_shows_published_beside_ours_and_names_the_unit():
+    page = show(paper=make_paper())
     section = page.text[page.text.rindex("Beside the paper") :]
     assert "Image-level test accuracy" in section
     assert "references, not targets" in section
@@ -78,14 +100,12 @@ def test_paper_section_shows_published_beside_ours_and_names_the_unit(tmp_path):
 
 
 def test_without_the_paper_preset_there_is_no_such_section(tmp_path):
-    rundir = write_run(tmp_path)
-    assert "the paper, as published" not in read_page(rundir).text
-    assert "Beside the paper" not in read_page(rundir).text
-    assert "Beside the paper" not in print_to_text(rundir)
+    assert "Beside the paper" not in show().text
+    assert "Beside the paper" not in say(tmp_path)
 
 
 def test_terminal_shows_the_papers_figures_within_80_columns(tmp_path):
-    text = print_to_text(write_run(tmp_path, paper=make_paper()))
+    text = say(tmp_path, paper=make_paper())
     assert max(len(line) for line in text.splitlines() if "/" not in line) <= 80
     assert re.search(rf"^3\.4b +{SPECIALIST} +humerus +0\.8892 0\.810 \[0\.760, 0\.860\]", text, re.M)
     assert re.search(r"^3\.1 +baseline_linear_probe +all +0\.6951 0\.700", text, re.M)
@@ -95,42 +115,40 @@ def test_terminal_shows_the_papers_figures_within_80_columns(tmp_path):
     assert text.isascii()
 
 
-def test_winners_have_loss_and_accuracy_of_train_and_dev(tmp_path):
-    page = read_page(write_run(tmp_path))
-    for measure in ("Loss", "Accuracy"):
-        panels = find_figures(page, f"{measure} of the winner of")
+def test_winners_have_loss_and_accuracy_of_train_and_dev_and_a_ring_at_the_kept_epoch(curves):
+    for measure in MEASURES:
+        panels = find_figures(curves, f"{measure} of the winner of")
         assert len(panels) == 5
         for svg in panels:
             assert f"{measure.lower()}, by image" in svg
             assert "stroke: #009e73" in svg and "stroke: #1f2a33" in svg
-            assert count_rings(svg) == 0
+            assert count_rings(svg) == 2
+    assert "Ring: the epoch whose weights were kept" in curves.text
 
 
-def test_kept_epoch_is_ringed(tmp_path):
-    page = read_page(write_run(tmp_path, kept_epoch=3))
-    assert all(count_rings(svg) == 2 for svg in find_figures(page, "of the winner of"))
-    assert "Ring: the epoch whose weights were kept" in page.text
+def test_without_a_kept_epoch_and_with_a_failed_search_there_is_neither_ring_nor_panel(tmp_path):
+    page = read_page(write_run(tmp_path, failed={SEARCH: "every trial failed"}))
+    panels = find_figures(page, "of the winner of")
+    assert len(panels) == 8
+    assert sum(map(count_rings, panels)) == 0
+    assert not find_figures(page, f"of the winner of {SEARCH}")
+    assert "Ring:" not in page.text
 
 
 @pytest.mark.parametrize(
-    "change", [lambda t: t.drop(columns="dev_image_accuracy"), lambda t: t.assign(dev_image_accuracy=float("nan"))]
+    "change",
+    [lambda t: t.drop(columns="dev_image_accuracy"), lambda t: t.assign(dev_image_accuracy=float("nan"))],
+    ids=["absent", "empty"],
 )
-def test_a_measure_that_was_not_written_has_no_line(tmp_path, change):
-    rundir = write_run(tmp_path, kept_epoch=3)
-    change(pd.read_parquet(rundir.trials)).to_parquet(rundir.trials)
-    render_report(rundir)
-    page = read_page(rundir)
-    for svg in find_figures(page, f"Accuracy of the winner of {SEARCH}"):
-        assert "stroke: #009e73" in svg and "stroke: #1f2a33" not in svg
-        assert count_rings(svg) == 1
-    (router,) = find_figures(page, "Accuracy of the winner of router")
-    assert count_rings(router) == 2
-
-
-def test_a_failed_search_has_no_curves_of_a_winner(tmp_path):
-    page = read_page(write_run(tmp_path, failed={SEARCH: "every trial failed"}))
-    assert not find_figures(page, f"of the winner of {SEARCH}")
-    assert len(find_figures(page, "of the winner of")) == 8
+def test_a_measure_that_was_not_written_has_no_line(change):
+    report, trials = make_report(("hand", "hip")), make_trials([SEARCH, "router/linear_probe"])
+    winners = {search: {"trial": f"{search}/000", "kept_epoch": 3} for search in trials["search"].unique()}
+    drawings = draw_winner_curves(Canvas(is_phantom=False), report, winners, change(trials))
+    lines = {drawing.alt: ("stroke: #009e73" in drawing.svg, "stroke: #1f2a33" in drawing.svg) for drawing in drawings}
+    expected = {f"{measure} of the winner of {search} on train and dev" for search in winners for measure in MEASURES}
+    assert set(lines) == expected
+    assert lines.pop(f"Accuracy of the winner of {SEARCH} on train and dev") == (True, False)
+    assert set(lines.values()) == {(True, True)}
 
 
 @pytest.mark.parametrize(
@@ -156,42 +174,39 @@ def test_audit_is_one_sentence(audit, sentence):
 
 
 def test_audit_is_on_the_page_and_on_the_terminal(tmp_path):
-    rundir = write_run(tmp_path, audit={"asked": 2, "trials": make_audited(0.013, -0.02)})
-    text = read_page(rundir).text
+    audit = {"asked": 2, "trials": make_audited(0.013, -0.02)}
+    text = show(audit=audit).text
     assert "wrong in 1 of 2 audited trials" in text
     assert f"{SEARCH}/000 2 0.700 5 0.843 0.830 +0.013 wrong" in text
     assert f"{SEARCH}/001 2 0.700 5 0.810 0.830 \u22120.020 right" in text
-    assert "wrong in 1 of 2 audited trials" in " ".join(print_to_text(rundir).split())
+    assert "wrong in 1 of 2 audited trials" in " ".join(say(tmp_path, audit=audit).split())
 
 
-def test_terminal_is_silent_about_an_audit_without_trials(tmp_path):
-    assert "ladder" not in print_to_text(write_run(tmp_path / "none", audit=None))
-    assert "ladder" not in print_to_text(write_run(tmp_path / "asked", audit={"asked": 2, "trials": []}))
+@pytest.mark.parametrize("audit", [None, {"asked": 2, "trials": []}])
+def test_terminal_is_silent_about_an_audit_without_trials(tmp_path, audit):
+    assert "audit" not in say(tmp_path, audit=audit)
 
 
-def test_refits_tell_the_flattering_score_from_the_mean_over_seeds(tmp_path):
+def test_refits_tell_the_flattering_score_from_the_mean_over_seeds():
     refits = {SEARCH: make_refit([12]), "specialist:leg/mlp_probe": make_refit([11, 12, 13])}
-    text = read_page(write_run(tmp_path, refits=refits)).text
+    text = show(refits=refits).text
     assert "best of many and therefore flattering" in text
     assert (
         f"{SEARCH} 0.834 0.801 \u00b1 0.011 over 3 seeds 0.801, 0.812, 0.790 the median one {SEARCH}/refit/12" in text
     )
     assert "all 3, as an ensemble" in text
+    assert "trained again" not in show().text
 
 
-def test_without_refits_there_is_no_such_table(tmp_path):
-    assert "trained again" not in read_page(write_run(tmp_path)).text
-
-
-def test_router_names_its_recipe_and_what_it_was_chosen_among(tmp_path):
-    text = read_page(write_run(tmp_path / "two", candidates={"linear_probe": 0.96, "finetune": 0.941})).text
-    assert "The router is a linear_probe: the best on dev" in text
+def test_router_names_its_recipe_and_what_it_was_chosen_among():
+    text = show(candidates={"linear_probe": 0.96, "finetune": 0.941}).text
+    assert "The router is a linear_probe : the best on dev" in text
     assert "finetune macro F1 on dev, by image: 0.941" in text
-    assert "the only one trained" in read_page(write_run(tmp_path / "one")).text
+    assert "the only one trained" in show().text
 
 
-def test_every_recipe_has_a_line_among_the_words(tmp_path):
-    text = read_page(write_run(tmp_path)).text
+def test_every_recipe_has_a_line_among_the_words():
+    text = show().text
     for recipe, words in RECIPE_GLOSSES.items():
         assert f"{recipe} {words}" in text
 
@@ -205,20 +220,15 @@ def test_names_of_systems_are_understood_whatever_the_recipe(recipe):
 
 
 def test_what_the_run_brings_stays_text(tmp_path):
-    bones = (NASTY, "leg", "hip")
     search = f"specialist:{NASTY}/mlp_probe"
     audited = [trial | {"search": search, "trial": f"{search}/001"} for trial in make_audited(0.01)]
-    rundir = write_run(
-        tmp_path,
-        bones=bones,
-        paper=make_paper(NASTY),
-        audit={"asked": 1, "trials": audited},
-        refits={search: make_refit([12])},
-        candidates={NASTY: 0.9, "finetune": 0.8},
-    )
-    page = read_page(rundir)
+    changes = {
+        "paper": make_paper(NASTY),
+        "audit": {"asked": 1, "trials": audited},
+        "refits": {search: make_refit([12])},
+        "candidates": {NASTY: 0.9, "finetune": 0.8},
+    }
+    page = show(**changes)
     assert "script" not in page.tags
-    assert page.text.count(NASTY) > 8
-    for svg in page.figures():
-        assert ElementTree.fromstring(svg).tag.endswith("svg")
-    assert "<script>" in print_to_text(rundir)
+    assert page.text.count(NASTY) == 4
+    assert "<script>" in say(tmp_path, **changes)
