@@ -389,13 +389,18 @@ onload = () => {{
 def test_page_fits_a_desktop_a_phone_and_paper(tmp_path):
     bones = (NASTY, "a_very_long_bone_name_without_any_space_in_it_at_all", "hip", *(f"bone {n}" for n in range(5)))
     rundir = write_run(tmp_path / "run", bones=bones, is_phantom=True, failed={f"specialist:{bones[1]}/mlp_probe": "x"})
+    check_layout(rundir, tmp_path / "profile")
+
+
+def check_layout(rundir, profile):
+    """Let a browser lay the page out in every frame: all figures load and nothing reaches beyond the page."""
     printed = rundir.report_html.read_text(encoding="utf-8").replace("@media print", "@media all")
     (rundir.root / "print.html").write_text(printed, encoding="utf-8")
     frames = "".join(
         f'<iframe src="{name}.html" style="border:0;width:{width}px;height:900px"></iframe>' for name, width in FRAMES
     )
     (rundir.root / "probe.html").write_text(PROBE.format(frames=frames))
-    found = measure(rundir.root, tmp_path / "profile")
+    found = measure(rundir.root, profile)
     assert [frame["width"] for frame in found] == [width for _, width in FRAMES]
     for frame in found:
         assert frame["page"] <= frame["width"]

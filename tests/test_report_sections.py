@@ -4,7 +4,18 @@ import dataclasses
 import re
 
 import pytest
-from test_report import NASTY, Page, make_estimate, make_report, make_trials, print_to_text, read_page, write_run
+from test_report import (
+    NASTY,
+    Page,
+    check_layout,
+    find_chromium,
+    make_estimate,
+    make_report,
+    make_trials,
+    print_to_text,
+    read_page,
+    write_run,
+)
 
 from orchestrator.report.curves import draw_winner_curves
 from orchestrator.report.figures import Canvas
@@ -95,7 +106,7 @@ def test_paper_section_shows_published_beside_ours_and_names_the_unit():
     assert "references, not targets" in section
     assert "not a fair comparison" in section
     assert "humerus 0.8892 0.810 0.760 to 0.860" in section
-    assert "all 0.591 0.650" in section
+    assert "all bones 0.591 0.650" in section
     assert any("a specialist needs 20 of each" in title for title in page.titles)
 
 
@@ -192,7 +203,7 @@ def test_refits_tell_the_flattering_score_from_the_mean_over_seeds():
     text = show(refits=refits).text
     assert "best of many and therefore flattering" in text
     assert (
-        f"{SEARCH} 0.834 0.801 \u00b1 0.011 over 3 seeds 0.801, 0.812, 0.790 the median one {SEARCH}/refit/12" in text
+        f"{SEARCH} 0.834 0.801 \u00b1 0.011 over 3 seeds: 0.801, 0.812, 0.790 the median one {SEARCH}/refit/12" in text
     )
     assert "all 3, as an ensemble" in text
     assert "trained again" not in show().text
@@ -201,7 +212,7 @@ def test_refits_tell_the_flattering_score_from_the_mean_over_seeds():
 def test_router_names_its_recipe_and_what_it_was_chosen_among():
     text = show(candidates={"linear_probe": 0.96, "finetune": 0.941}).text
     assert "The router is a linear_probe : the best on dev" in text
-    assert "finetune macro F1 on dev, by image: 0.941" in text
+    assert "on dev, by image macro F1 linear_probe 0.960 finetune 0.941" in text
     assert "the only one trained" in show().text
 
 
@@ -232,3 +243,22 @@ def test_what_the_run_brings_stays_text(tmp_path):
     assert "script" not in page.tags
     assert page.text.count(NASTY) == 4
     assert "<script>" in say(tmp_path, **changes)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(find_chromium() is None, reason="chromium is not installed")
+def test_every_part_fits_a_desktop_a_phone_and_paper(tmp_path):
+    bone = "a_very_long_bone_name_without_any_space_in_it_at_all"
+    trials = [f"specialist:{bone}/two_stage_probe/refit/{seed}" for seed in range(5)]
+    audited = [trial | {"trial": trials[0]} for trial in make_audited(0.01, -0.2)]
+    rundir = write_run(
+        tmp_path / "run",
+        bones=(bone, "hip"),
+        is_phantom=True,
+        kept_epoch=5,
+        paper=make_paper(bone),
+        audit={"asked": 2, "trials": audited},
+        refits={f"specialist:{bone}/two_stage_probe": make_refit([11]) | {"shipped": trials}},
+        candidates={"linear_probe": 0.96, "finetune": 0.941},
+    )
+    check_layout(rundir, tmp_path / "profile")

@@ -13,7 +13,8 @@ from orchestrator.report.figures import ALARM, GRID, INK, MUTED, STATE_COLOURS, 
 METRIC_LABELS = {"auroc": "AUROC", "macro_f1": "macro F1"}
 PART_COLOURS = {"train": "#009e73", "dev": INK}
 PART_DASHES = {"train": (0, (4, 2)), "dev": "solid"}
-PANEL_SIZE = {"height_inches": 2.5, "width_inches": 3.6}
+SEARCH_PANEL = {"height_inches": 2.5, "width_inches": 3.6}
+WINNER_PANEL = {"height_inches": 2.2, "width_inches": 2.6}
 
 
 def draw_learning_curves(
@@ -25,7 +26,7 @@ def draw_learning_curves(
         rows = trials[trials["search"] == search]
         metric = "macro_f1" if is_router(search) else report["run"]["config"]["metric"]
         winner = winners.get(search, {}).get("trial")
-        with canvas.panel(shorten_search(search), **PANEL_SIZE) as panel:
+        with canvas.panel(shorten_search(search), **SEARCH_PANEL) as panel:
             axes = panel.axes
             for trial, epochs in rows.groupby("trial"):
                 _draw_curve(axes, epochs, f"dev_{metric}", is_winner=trial == winner)
@@ -51,9 +52,10 @@ def draw_winner_curves(
             continue
         winner = winners[search]
         epochs = trials[trials["trial"] == winner["trial"]]
+        title = shorten_search(search).replace("/", "/\n")
         dev_accuracy = "dev_accuracy" if is_router(search) else "dev_image_accuracy"
         for measure, dev in (("loss", "dev_loss"), ("accuracy", dev_accuracy)):
-            with canvas.panel(shorten_search(search), **PANEL_SIZE) as panel:
+            with canvas.panel(title, **WINNER_PANEL) as panel:
                 for part, column in (("train", f"train_{measure}"), ("dev", dev)):
                     _draw_part(panel.axes, epochs, column, part, kept_epoch=winner.get("kept_epoch"))
                 panel.axes.set_ylabel(f"{measure}, by image")
