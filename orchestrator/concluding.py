@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -67,14 +68,16 @@ def conclude(
         "schema": SCHEMA,
         "run": read_json(rundir.run_json)
         | read_json(rundir.ingest)
-        | describe_training(plan, journal, ingested, outcome.failed),
+        | describe_training(plan, journal, ingested, outcome.failed)
+        | {"audit": {"asked": 0, "trials": []} if config.early_stopping else None, "refits": {}},
         "data": describe_data(dataset, manifest, pd.read_csv(rundir.quarantine)),
-        "router": score_router(predictions, bones) if outcome.assembly.router else None,
+        "router": describe_router(outcome, predictions, bones),
         "systems": score_systems(predictions),
         "served": {
             bone: describe_choice(choice, outcome.winners[choice.model]) for bone, choice in outcome.served.items()
         },
         "comparisons": compare_systems(predictions, pairs),
+        "paper": None,
     }
     write_json(rundir.report_json, report)
 
@@ -96,6 +99,15 @@ def decide(
     served = choose_serving(config, plan, winners, data, bones, can_route=can_route)
     serving = {bone: choice.model for bone, choice in served.items()}
     return Outcome(winners=winners, failed=failed, served=served, assembly=assemble(winners, serving, bones))
+
+
+def describe_router(outcome: Outcome, predictions: pd.DataFrame, bones: Sequence[str]) -> dict[str, Any] | None:
+    """Give report.json's `router`: its test figures, its recipe and the dev macro F1 of those it was chosen among."""
+    if outcome.assembly.router is None:
+        return None
+    winner = outcome.winners[ROUTER]
+    chosen = {"recipe": winner.trial.recipe, "candidates": {winner.trial.recipe: winner.score}}
+    return score_router(predictions, bones) | chosen
 
 
 def save_bundle(config: RunConfig, dataset: DataSet, ingested: Ingested, outcome: Outcome, rundir: RunDir) -> None:

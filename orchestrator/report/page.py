@@ -11,6 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from orchestrator.report import wording
+from orchestrator.report.curves import PART_COLOURS, draw_learning_curves, draw_winner_curves
 from orchestrator.report.data_figures import draw_data
 from orchestrator.report.data_parts import gather_data_parts
 from orchestrator.report.figures import (
@@ -21,7 +22,6 @@ from orchestrator.report.figures import (
     draw_bones,
     draw_confusions,
     draw_differences,
-    draw_learning_curves,
     draw_roc,
 )
 from orchestrator.rundir import RunDir, read_json, whole_file, whole_folder
@@ -46,11 +46,15 @@ class Figures:
     roc: Sequence[Drawing]
     router: Sequence[Drawing]
     searches: Sequence[Drawing]
+    winners: Sequence[Drawing]
     data: Sequence[Drawing]
 
     def all(self) -> list[Drawing]:
         """Give every figure in the order of the page."""
-        return [*self.differences, *self.bones, *self.roc, *self.router, *self.searches, *self.data]
+        return [
+            *(*self.differences, *self.bones, *self.roc, *self.router, *self.searches),
+            *(*self.winners, *self.data),
+        ]
 
 
 def render_report(rundir: RunDir) -> None:
@@ -99,6 +103,7 @@ def draw_figures(
         roc=draw_roc(canvas, report, predictions),
         router=draw_confusions(canvas, report["router"]) if report["router"] else [],
         searches=draw_learning_curves(canvas, report, winners, trials),
+        winners=draw_winner_curves(canvas, report, winners, trials),
         data=draw_data(canvas, report["data"], exploration),
     )
 
@@ -121,6 +126,7 @@ def make_environment() -> jinja2.Environment:
         "gloss": wording.gloss_system,
         "family": wording.name_family,
         "hide_folders": wording.hide_folders,
+        "published": wording.format_published,
         "count": "{:,}".format,
         "share": wording.format_share,
         "data_uri": encode_svg,
@@ -154,10 +160,14 @@ def render_page(
         other_comparisons=wording.select_comparisons(report, scope="mean_of_bones")
         + wording.select_comparisons(report, scope="pooled"),
         settings=list_settings(report["run"]["config"]),
+        paper_notes=wording.PAPER_NOTES,
+        audit_answer=wording.describe_audit(report["run"]["audit"]),
+        recipe_glosses=wording.RECIPE_GLOSSES,
         metrics=METRICS,
         phantom_label=wording.PHANTOM_LABEL,
         family_colours=FAMILY_COLOURS,
         state_colours=STATE_COLOURS,
+        part_colours=PART_COLOURS,
     )
 
 

@@ -1,11 +1,21 @@
 """The figures of report.json on the terminal, 80 columns wide."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from orchestrator.report.wording import PHANTOM_LABEL, Headline, format_value, list_headlines
+from orchestrator.report.wording import (
+    PAPER_NOTES,
+    PHANTOM_LABEL,
+    Headline,
+    describe_audit,
+    format_published,
+    format_value,
+    list_headlines,
+)
 from orchestrator.rundir import RunDir, read_json
 
 COLUMNS = {"study": ("auroc", "kappa"), "image": ("auroc", "accuracy")}
@@ -24,8 +34,32 @@ def print_summary(rundir: RunDir, console: Console) -> None:
         _say(console, _describe(headline))
     if report["router"]:
         _say(console, f"\nRouter: macro F1 {report['router']['image']['macro_f1']:.3f} by image")
+    if report["paper"] is not None:
+        _print_paper(report["paper"], mark, console)
+    if report["run"]["audit"] and report["run"]["audit"]["trials"]:
+        _say_wrapped(console, "\n" + to_ascii(describe_audit(report["run"]["audit"])))
     _say(console, f"Report: {rundir.report_html.resolve()}")
     _say(console, f"Bundle: {rundir.bundle.resolve()}")
+
+
+def _print_paper(rows: Sequence[Mapping[str, Any]], mark: str, console: Console) -> None:
+    """Print the paper's figures beside ours, and below them why some of ours are missing."""
+    _say(console, f"\nBeside the paper: image-level test accuracy at 0.5{mark}")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    for name in ("section", "system"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("bone", overflow="fold")
+    for name in ("paper", "ours [95% CI]"):
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        section = row["section"].split(",")[0]  # the bone says the rest
+        ours = "-" if row["ours"]["value"] is None else format_estimate(row["ours"])
+        bone = Text("all" if row["bone"] is None else row["bone"])
+        table.add_row(section, row["system"], bone, to_ascii(format_published(row["published"])), ours)
+    console.print(table, width=max(console.width, MIN_WIDTH), crop=False)
+    for row in (row for row in rows if row["ours"]["value"] is None):
+        _say_wrapped(console, f"{row['section']}, {row['bone']}: no figure, {row['ours']['why']}")
+    _say_wrapped(console, " ".join(PAPER_NOTES))
 
 
 def format_estimate(estimate: dict[str, Any]) -> str:
@@ -63,3 +97,7 @@ def _describe(headline: Headline) -> str:
 
 def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _say_wrapped(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, width=max(console.width, MIN_WIDTH))

@@ -17,6 +17,21 @@ SYSTEM_GLOSSES = {
     "served_routed": "the bundle: the router names the bone, what serves it answers",
 }
 
+RECIPE_GLOSSES = {
+    "linear_probe": "The backbone stays frozen; one linear layer is trained on it (paper 3.1).",
+    "mlp_probe": "The backbone stays frozen; two linear layers are trained on it (paper 3.2, a bone at a time 3.4a).",
+    "two_stage_probe": "An mlp_probe trained at one rate, then on at the next lower one (paper 3.4b).",
+    "intermediate_task": "The backbone is first trained to name the bone, then frozen under a new layer (paper 3.3).",
+    "finetune": "Backbone and last layer are trained together.",
+}
+
+PAPER_NOTES = (
+    "The paper's figures are for MURA's valid split, from models trained on other folds: references, not targets.",
+    "The paper gave its specialists another learning rate than its global models, so these rows are not a fair "
+    "comparison; the fair one is the pair under 3.4b's rates: specialists_two_stage_probe_oracle against "
+    "baseline_two_stage_probe.",
+)
+
 _FOLDERS = re.compile(r"(?<![^\s'\"=:(\[,])(?:[A-Za-z]:[/\\]|[/\\])(?:[^\s/\\'\"]+[/\\])*")
 
 
@@ -125,6 +140,29 @@ _VERBS = {
     "no difference shown": ("shows", "show", "no difference from"),
     "no verdict": ("cannot be judged", "cannot be judged", "against"),
 }
+
+
+def describe_audit(audit: Mapping[str, Any] | None) -> str:
+    """Say in a sentence how often early stopping was wrong among the stopped trials that were run to the end."""
+    if audit is None:
+        return "Early stopping was off: there is nothing to audit."
+    trials = audit["trials"]
+    if not audit["asked"]:
+        return "The ladder was not audited: no trial that it had stopped was run to the end."
+    if not trials:
+        return "The ladder stopped no trial: there is nothing to audit."
+    wrong = [trial["gain"] for trial in trials if trial["is_wrong"]]
+    audited = f"{len(trials)} audited trial{'s' if len(trials) > 1 else ''}"
+    if not wrong:
+        return f"The ladder was wrong in none of {audited}: run to the end, none would have won."
+    who = "it" if len(wrong) == 1 else "they"
+    most = format_value(max(wrong))
+    return f"The ladder was wrong in {len(wrong)} of {audited}; run to the end {who} would have won by at most {most}."
+
+
+def format_published(value: float | None) -> str:
+    """Write a published figure with the digits it was published with; a dash where there is none."""
+    return "\u2013" if value is None else f"{value:g}"
 
 
 def format_value(value: float | None) -> str:

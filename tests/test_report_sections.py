@@ -1,0 +1,264 @@
+"""The report's parts beyond the run's own figures: the paper's, the winners' curves, audit, refits and the router."""
+
+import dataclasses
+import re
+
+import pytest
+from test_report import (
+    NASTY,
+    Page,
+    check_layout,
+    find_chromium,
+    make_estimate,
+    make_report,
+    make_trials,
+    print_to_text,
+    read_page,
+    write_run,
+)
+
+from orchestrator.report.curves import draw_winner_curves
+from orchestrator.report.figures import Canvas
+from orchestrator.report.page import Figures, render_page
+from orchestrator.report.wording import RECIPE_GLOSSES, describe_audit, gloss_system, name_family
+from orchestrator.results import list_pairs
+from orchestrator.rundir import RunDir, write_json
+
+SEARCH = "baseline/mlp_probe"
+MEASURES = ("Loss", "Accuracy")
+SPECIALIST = "specialists_two_stage_probe_oracle"
+
+
+def make_paper_row(section, system, bone, published, ours, *, num_images=90):
+    named = {"section": section, "system": system, "description": f"what {system} is", "bone": bone}
+    figures = {"published": published, "ours": ours, "auroc": ours, "n_images": num_images}
+    return named | figures | {"unit": "image", "metric": "accuracy at 0.5"}
+
+
+def make_paper(bone="humerus"):
+    missing = make_estimate(None, "12 normal and 3 abnormal images in train: a specialist needs 20 of each")
+    return [
+        make_paper_row("3.1", "baseline_linear_probe", None, 0.6951, make_estimate(0.7)),
+        make_paper_row("3.3", "baseline_intermediate_task", None, 0.591, make_estimate(0.65)),
+        make_paper_row("3.4b", SPECIALIST, bone, 0.8892, make_estimate(0.81)),
+        make_paper_row("3.4b", SPECIALIST, "shoulder", None, missing),
+        make_paper_row("3.4b, all bones", "baseline_two_stage_probe", None, None, make_estimate(0.74, "too few")),
+        make_paper_row("5", "specialists_two_stage_probe_routed", None, None, make_estimate(0.78)),
+    ]
+
+
+def make_audited(*gains):
+    return [
+        {
+            "search": SEARCH,
+            "trial": f"{SEARCH}/{number:03d}",
+            "stopped_epoch": 2,
+            "score_at_stop": 0.7,
+            "last_epoch": 5,
+            "final_score": 0.83 + gain,
+            "winner_score": 0.83,
+            "gain": gain,
+            "is_wrong": gain > 0,
+        }
+        for number, gain in enumerate(gains)
+    ]
+
+
+def make_refit(shipped):
+    scores = [0.801, 0.812, 0.79]
+    refit = {"searched_score": 0.834, "seeds": [11, 12, 13], "scores": scores, "mean": 0.801, "sd": 0.011}
+    return refit | {"shipped": [f"{SEARCH}/refit/{seed}" for seed in shipped]}
+
+
+def show(**changes):
+    """Give the page of a report without its figures, which take the time."""
+    report = make_report(("hand", "leg", "hip"), **changes)
+    nothing = Figures(**{field.name: () for field in dataclasses.fields(Figures)})
+    return Page(render_page(report, {}, nothing))
+
+
+def say(root, **changes):
+    """Give what the terminal shows of a report."""
+    rundir = RunDir(root)
+    write_json(rundir.report_json, make_report(("hand", "leg", "hip"), **changes))
+    return print_to_text(rundir)
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory):
+    """Give the page of a run whose winners kept the weights of an epoch."""
+    return read_page(write_run(tmp_path_factory.mktemp("curves"), kept_epoch=3))
+
+
+def find_figures(page, words):
+    return [svg for image, svg in zip(page.images, page.figures(), strict=True) if words in image["alt"]]
+
+
+def count_rings(svg):
+    """Count the white-filled marks of a panel."""
+    return svg.count("fill: #ffffff; stroke: #009e73") + svg.count("fill: #ffffff; stroke: #1f2a33")
+
+
+def test_paper_section_shows_published_beside_ours_and_names_the_unit():
+    page = show(paper=make_paper())
+    section = page.text[page.text.rindex("Beside the paper") :]
+    assert "Image-level test accuracy" in section
+    assert "references, not targets" in section
+    assert "not a fair comparison" in section
+    assert "humerus 0.8892 0.810 0.760 to 0.860" in section
+    assert "all bones 0.591 0.650" in section
+    assert any("a specialist needs 20 of each" in title for title in page.titles)
+
+
+def test_without_the_paper_preset_there_is_no_such_section(tmp_path):
+    assert "Beside the paper" not in show().text
+    assert "Beside the paper" not in say(tmp_path)
+
+
+def test_terminal_shows_the_papers_figures_within_80_columns(tmp_path):
+    text = say(tmp_path, paper=make_paper())
+    assert max(len(line) for line in text.splitlines() if "/" not in line) <= 80
+    assert re.search(rf"^3\.4b +{SPECIALIST} +humerus +0\.8892 0\.810 \[0\.760, 0\.860\]", text, re.M)
+    assert re.search(r"^3\.1 +baseline_linear_probe +all +0\.6951 0\.700", text, re.M)
+    assert "image-level test accuracy" in text
+    assert "3.4b, shoulder: no figure, 12 normal and 3 abnormal" in text
+    assert "references, not targets" in " ".join(text.split())
+    assert text.isascii()
+
+
+def test_winners_have_loss_and_accuracy_of_train_and_dev_and_a_ring_at_the_kept_epoch(curves):
+    for measure in MEASURES:
+        panels = find_figures(curves, f"{measure} of the winner of")
+        assert len(panels) == 5
+        for svg in panels:
+            assert f"{measure.lower()}, by image" in svg
+            assert "stroke: #009e73" in svg and "stroke: #1f2a33" in svg
+            assert count_rings(svg) == 2
+    assert "Ring: the epoch whose weights were kept" in curves.text
+
+
+def test_without_a_kept_epoch_and_with_a_failed_search_there_is_neither_ring_nor_panel(tmp_path):
+    page = read_page(write_run(tmp_path, failed={SEARCH: "every trial failed"}))
+    panels = find_figures(page, "of the winner of")
+    assert len(panels) == 8
+    assert sum(map(count_rings, panels)) == 0
+    assert not find_figures(page, f"of the winner of {SEARCH}")
+    assert "Ring:" not in page.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda t: t.drop(columns="dev_image_accuracy"), lambda t: t.assign(dev_image_accuracy=float("nan"))],
+    ids=["absent", "empty"],
+)
+def test_a_measure_that_was_not_written_has_no_line(change):
+    report, trials = make_report(("hand", "hip")), make_trials([SEARCH, "router/linear_probe"])
+    winners = {search: {"trial": f"{search}/000", "kept_epoch": 3} for search in trials["search"].unique()}
+    drawings = draw_winner_curves(Canvas(is_phantom=False), report, winners, change(trials))
+    lines = {drawing.alt: ("stroke: #009e73" in drawing.svg, "stroke: #1f2a33" in drawing.svg) for drawing in drawings}
+    expected = {f"{measure} of the winner of {search} on train and dev" for search in winners for measure in MEASURES}
+    assert set(lines) == expected
+    assert lines.pop(f"Accuracy of the winner of {SEARCH} on train and dev") == (True, False)
+    assert set(lines.values()) == {(True, True)}
+
+
+@pytest.mark.parametrize(
+    ("audit", "sentence"),
+    [
+        (None, "Early stopping was off"),
+        ({"asked": 0, "trials": []}, "The ladder was not audited"),
+        ({"asked": 3, "trials": []}, "The ladder stopped no trial"),
+        ({"asked": 1, "trials": make_audited(-0.02)}, "wrong in none of 1 audited trial: run to the end, none would"),
+        ({"asked": 2, "trials": make_audited(0.0, -0.02)}, "wrong in none of 2 audited trials"),
+        (
+            {"asked": 3, "trials": make_audited(0.004, -0.01, -0.02)},
+            "The ladder was wrong in 1 of 3 audited trials; run to the end it would have won by at most 0.004.",
+        ),
+        (
+            {"asked": 3, "trials": make_audited(0.004, 0.013, -0.02)},
+            "The ladder was wrong in 2 of 3 audited trials; run to the end they would have won by at most 0.013.",
+        ),
+    ],
+)
+def test_audit_is_one_sentence(audit, sentence):
+    assert sentence in describe_audit(audit)
+
+
+def test_audit_is_on_the_page_and_on_the_terminal(tmp_path):
+    audit = {"asked": 2, "trials": make_audited(0.013, -0.02)}
+    text = show(audit=audit).text
+    assert "wrong in 1 of 2 audited trials" in text
+    assert f"{SEARCH}/000 2 0.700 5 0.843 0.830 +0.013 wrong" in text
+    assert f"{SEARCH}/001 2 0.700 5 0.810 0.830 \u22120.020 right" in text
+    assert "wrong in 1 of 2 audited trials" in " ".join(say(tmp_path, audit=audit).split())
+
+
+@pytest.mark.parametrize("audit", [None, {"asked": 2, "trials": []}])
+def test_terminal_is_silent_about_an_audit_without_trials(tmp_path, audit):
+    assert "audit" not in say(tmp_path, audit=audit)
+
+
+def test_refits_tell_the_flattering_score_from_the_mean_over_seeds():
+    refits = {SEARCH: make_refit([12]), "specialist:leg/mlp_probe": make_refit([11, 12, 13])}
+    text = show(refits=refits).text
+    assert "best of many and therefore flattering" in text
+    assert (
+        f"{SEARCH} 0.834 0.801 \u00b1 0.011 over 3 seeds: 0.801, 0.812, 0.790 the median one {SEARCH}/refit/12" in text
+    )
+    assert "all 3, as an ensemble" in text
+    assert "trained again" not in show().text
+
+
+def test_router_names_its_recipe_and_what_it_was_chosen_among():
+    text = show(candidates={"linear_probe": 0.96, "finetune": 0.941}).text
+    assert "The router is a linear_probe : the best on dev" in text
+    assert "on dev, by image macro F1 linear_probe 0.960 finetune 0.941" in text
+    assert "the only one trained" in show().text
+
+
+def test_every_recipe_has_a_line_among_the_words():
+    text = show().text
+    for recipe, words in RECIPE_GLOSSES.items():
+        assert f"{recipe} {words}" in text
+
+
+@pytest.mark.parametrize("recipe", RECIPE_GLOSSES)
+def test_names_of_systems_are_understood_whatever_the_recipe(recipe):
+    systems = [f"baseline_{recipe}", f"specialists_{recipe}_oracle", f"specialists_{recipe}_routed", "served_routed"]
+    assert [name_family(system) for system in systems] == ["baseline", "specialists", "specialists", "served"]
+    assert len({gloss_system(system) for system in systems} - {""}) == 4
+    assert list_pairs(systems, systems[0])[:2] == [(systems[1], systems[0]), (systems[2], systems[0])]
+
+
+def test_what_the_run_brings_stays_text(tmp_path):
+    search = f"specialist:{NASTY}/mlp_probe"
+    audited = [trial | {"search": search, "trial": f"{search}/001"} for trial in make_audited(0.01)]
+    changes = {
+        "paper": make_paper(NASTY),
+        "audit": {"asked": 1, "trials": audited},
+        "refits": {search: make_refit([12])},
+        "candidates": {NASTY: 0.9, "finetune": 0.8},
+    }
+    page = show(**changes)
+    assert "script" not in page.tags
+    assert page.text.count(NASTY) == 4
+    assert "<script>" in say(tmp_path, **changes)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(find_chromium() is None, reason="chromium is not installed")
+def test_every_part_fits_a_desktop_a_phone_and_paper(tmp_path):
+    bone = "a_very_long_bone_name_without_any_space_in_it_at_all"
+    trials = [f"specialist:{bone}/two_stage_probe/refit/{seed}" for seed in range(5)]
+    audited = [trial | {"trial": trials[0]} for trial in make_audited(0.01, -0.2)]
+    rundir = write_run(
+        tmp_path / "run",
+        bones=(bone, "hip"),
+        is_phantom=True,
+        kept_epoch=5,
+        paper=make_paper(bone),
+        audit={"asked": 2, "trials": audited},
+        refits={f"specialist:{bone}/two_stage_probe": make_refit([11]) | {"shipped": trials}},
+        candidates={"linear_probe": 0.96, "finetune": 0.941},
+    )
+    check_layout(rundir, tmp_path / "profile")
