@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 from test_report import (
@@ -10,6 +11,7 @@ from test_report import (
     check_layout,
     find_chromium,
     make_estimate,
+    make_exploration,
     make_report,
     make_trials,
     print_to_text,
@@ -18,6 +20,7 @@ from test_report import (
 )
 
 from orchestrator.report.curves import draw_winner_curves
+from orchestrator.report.data_parts import gather_data_parts
 from orchestrator.report.figures import Canvas
 from orchestrator.report.page import Figures, render_page
 from orchestrator.report.wording import RECIPE_GLOSSES, describe_audit, gloss_system, name_family
@@ -74,7 +77,8 @@ def show(**changes):
     """Give the page of a report without its figures, which take the time."""
     report = make_report(("hand", "leg", "hip"), **changes)
     nothing = Figures(**{field.name: () for field in dataclasses.fields(Figures)})
-    return Page(render_page(report, {}, nothing))
+    exploration = make_exploration(("hand", "leg", "hip"), report["data"]) | {"samples": []}
+    return Page(render_page(report, {}, nothing, gather_data_parts(exploration, Path())))
 
 
 def say(root, **changes):
