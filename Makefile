@@ -9,13 +9,14 @@ SLOW := slow or cluster or browser
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test test-slow test-all lint types check clean
+.PHONY: help install run test test-slow test-all lint types check bench clean
 
 help:
 	@echo "make run        the study over all bones; ARGS=... is appended to the command"
 	@echo "make test       the fast tests"
 	@echo "make test-all   the fast tests, then those with several nodes, a browser or minutes to spend"
 	@echo "make check      lint, types and the fast tests"
+	@echo "make bench      how fast whole networks are trained, against the same step on tensors in memory"
 	@echo "make clean      remove .venv and caches; runs/ stays"
 
 install: $(INSTALLED)
@@ -39,6 +40,9 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 check: lint types test
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.finetune_throughput $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

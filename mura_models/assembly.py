@@ -1,10 +1,14 @@
 """Router and served models together: embeddings -> which bone, how likely abnormal, and the prediction.
 
+A model is one network or several whose logits are averaged (an ensemble of seeds); a network is a backbone, known by
+its key, and heads on its embeddings. Probes share the frozen backbone, a fine-tuned network has its own.
+
 Shapes: N images, D features, C bones (classes).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -13,6 +17,34 @@ import torch
 from mura_models.calibration import Calibration, apply_temperature
 from mura_models.heads import Heads
 
+FROZEN = "frozen"
+"""Key of the backbone that was never trained here."""
+
+
+class Features(Protocol):
+    """Give the embeddings [len(rows), D] of some of the images by the backbone of this key."""
+
+    def __call__(self, backbone: str, rows: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A backbone and the heads on it."""
+
+    backbone: str
+    """Its key."""
+    heads: Heads
+
+
+def mean_logit(networks: Sequence[Network], features: Features, rows: np.ndarray) -> np.ndarray:
+    """Give the logits [len(rows), C]: the mean over networks, each the mean over its heads."""
+    parts = [
+        network.heads.mean_logit(torch.from_numpy(features(network.backbone, rows).astype(np.float32))).numpy()
+        for network in networks
+    ]
+    logits_NC: np.ndarray = parts[0] if len(parts) == 1 else np.mean(parts, axis=0)
+    return logits_NC
+
 
 @dataclass(frozen=True, kw_only=True)
 class AbnormalityModel:
@@ -20,7 +52,7 @@ class AbnormalityModel:
 
     target: str
     recipe: str
-    heads: Heads
+    networks: tuple[Network, ...]
     calibration: Calibration
 
     @property
@@ -28,10 +60,17 @@ class AbnormalityModel:
         """Its search's name, by which the assembly knows it."""
         return f"{self.target}/{self.recipe}"
 
-    def rate(self, features_ND: np.ndarray) -> np.ndarray:
-        """Give `p_abnormal` [N], calibrated."""
-        logits_N1 = self.heads.mean_logit(torch.from_numpy(features_ND.astype(np.float32)))
-        return apply_temperature(logits_N1.squeeze(1).numpy(), self.calibration.temperature)
+    def rate(self, features: Features, rows: np.ndarray) -> np.ndarray:
+        """Give `p_abnormal` [len(rows)], calibrated."""
+        return apply_temperature(mean_logit(self.networks, features, rows)[:, 0], self.calibration.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """What names the bone."""
+
+    recipe: str
+    networks: tuple[Network, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +90,7 @@ class Assembly:
     """What a bundle holds, in memory."""
 
     classes: tuple[str, ...]
-    router: Heads | None
+    router: Router | None
     """None where the data has one bone only, or where no router was trained."""
     models: Mapping[str, AbnormalityModel]
     """By name."""
@@ -63,19 +102,25 @@ class Assembly:
         """Whether images of unknown bone can be told apart, or need not be."""
         return self.router is not None or len(self.classes) == 1
 
+    @property
+    def backbones(self) -> list[str]:
+        """Keys of the backbones that router and models stand on, in their order."""
+        parts = [*(self.router.networks if self.router else ()), *(n for m in self.models.values() for n in m.networks)]
+        return list(dict.fromkeys(network.backbone for network in parts))
+
     def keep_served(self) -> "Assembly":
         """Drop the models that answer for no bone."""
         models = {name: model for name, model in self.models.items() if name in self.serving.values()}
         return replace(self, models=models)
 
-    def route(self, features_ND: np.ndarray, studies: np.ndarray) -> Routing:
+    def route(self, features: Features, studies: np.ndarray) -> Routing:
         """Name each study's bone by the mean of its images' router probabilities; p NaN where there is no router."""
         if self.router is None:
-            nothing = np.zeros(len(features_ND), np.int64)
-            p_N = np.full(len(features_ND), 1.0 if len(self.classes) == 1 else np.nan)
+            nothing = np.zeros(len(studies), np.int64)
+            p_N = np.full(len(studies), 1.0 if len(self.classes) == 1 else np.nan)
             return Routing(bones=nothing, p_bone=p_N, image_bones=nothing)
-        logits_NC = self.router.mean_logit(torch.from_numpy(features_ND.astype(np.float32)))
-        p_NC = logits_NC.double().softmax(1).numpy()
+        logits_NC = mean_logit(self.router.networks, features, np.arange(len(studies)))
+        p_NC = torch.from_numpy(logits_NC).double().softmax(1).numpy()
         _, study_of_image = np.unique(studies, return_inverse=True)
         sums_SC = np.zeros((study_of_image.max(initial=-1) + 1, p_NC.shape[1]))
         np.add.at(sums_SC, study_of_image, p_NC)
@@ -103,14 +148,20 @@ class Assembly:
             threshold_N[mine] = self.models[serving[bone]].calibration.threshold
         return p_N, threshold_N
 
-    def predict(self, features_ND: np.ndarray, studies: np.ndarray) -> pd.DataFrame:
-        """Give `bone_predicted, p_bone, p_abnormal, prediction`, a row an image.
+    def predict(self, features: Features, studies: np.ndarray) -> pd.DataFrame:
+        """Give `bone_predicted, p_bone, p_abnormal, prediction`, a row an image; a model sees its own images alone.
 
         `studies` are codes: images of one code are routed together.
         """
-        routing = self.route(features_ND, studies)
-        ratings = {name: model.rate(features_ND) for name, model in self.models.items()}
-        p_N, threshold_N = self.answer(ratings, routing.bones, self.serving)
+        routing = self.route(features, studies)
+        p_N = np.empty(len(studies))
+        threshold_N = np.empty(len(studies))
+        for name, model in self.models.items():
+            numbers = [number for number, bone in enumerate(self.classes) if self.serving[bone] == name]
+            rows = np.flatnonzero(np.isin(routing.bones, numbers))
+            if len(rows):
+                p_N[rows] = model.rate(features, rows)
+                threshold_N[rows] = model.calibration.threshold
         return pd.DataFrame(
             {
                 "bone_predicted": self.name_bones(routing.bones, routing.p_bone),

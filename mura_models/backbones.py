@@ -3,6 +3,7 @@
 Every backbone gets films normalised the paper's way (preprocessing.py), whatever its own authors used.
 """
 
+import copy
 import difflib
 import hashlib
 import re
@@ -86,6 +87,19 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
         name=spec.name,
         module=module.eval().requires_grad_(False),
         num_features=num_features,
+        weights_source=source,
+        weights_digest=_digest_weights(module),
+    )
+
+
+def fill_backbone(start: Backbone, tensors: Mapping[str, torch.Tensor], *, source: str) -> Backbone:
+    """Give a copy of a backbone with weights that were trained here."""
+    module = copy.deepcopy(start.module)
+    module.load_state_dict(dict(tensors))
+    return Backbone(
+        name=start.name,
+        module=module.eval().requires_grad_(False),
+        num_features=start.num_features,
         weights_source=source,
         weights_digest=_digest_weights(module),
     )

@@ -1,15 +1,16 @@
 """The bundle: an assembly on disk, deployable. JSON and safetensors alone: nothing in it is ever executed.
 
-    bundle.json           classes, preprocessing, backbone, runtime, models with calibration, sha256 of the other files
-    backbone.safetensors  the frozen network
-    heads.safetensors     router and served models
+    bundle.json              classes, preprocessing, backbones, runtime, router, models with calibration, and the
+                             sha256 of the other files
+    backbone_0.safetensors   the backbones that router and models stand on: the frozen one and those trained here
+    heads.safetensors        the heads of router and served models
 
 No patient id and no path of the training machine is in it.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from mura_models.assembly import AbnormalityModel, Assembly
+from mura_models.assembly import AbnormalityModel, Assembly, Network, Router
 from mura_models.backbones import Backbone, BackboneSpec, load_backbone
 from mura_models.calibration import Calibration
 from mura_models.errors import BundleError, MuraError
@@ -26,8 +27,9 @@ from mura_models.heads import Heads, HeadSettings
 from mura_models.preprocessing import Preprocessing
 from mura_models.runtimes import RuntimeChoice
 
-SCHEMA = 1
-INDEX, BACKBONE, HEADS = "bundle.json", "backbone.safetensors", "heads.safetensors"
+SCHEMA = 2
+INDEX, HEADS = "bundle.json", "heads.safetensors"
+ROUTER = "router"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,8 @@ class Bundle:
     """All that turns a film into a prediction."""
 
     assembly: Assembly
-    backbone: Backbone
+    backbones: Mapping[str, Backbone]
+    """By key: those that the assembly stands on."""
     preprocessing: Preprocessing
     choice: RuntimeChoice
     """What ran the backbone in training."""
@@ -45,24 +48,25 @@ class Bundle:
 
 def write_bundle(bundle: Bundle, folder: Path) -> None:
     """Write the bundle's files into `folder`, which must exist; the index comes last."""
-    assembly, backbone = bundle.assembly, bundle.backbone
-    heads = {name: model.heads for name, model in assembly.models.items()}
+    assembly = bundle.assembly
+    parts = {name: model.networks for name, model in assembly.models.items()}
     if assembly.router is not None:
-        heads["router"] = assembly.router
-    tensors = {f"{name}#{key}": t for name, part in heads.items() for key, t in part.state_dict().items()}
-    contents = {
-        BACKBONE: save({key: t.detach().cpu().contiguous() for key, t in backbone.module.state_dict().items()}),
-        HEADS: save({key: t.detach().cpu().contiguous() for key, t in tensors.items()}),
-    }
+        parts[ROUTER] = assembly.router.networks
+    heads = {_name_heads(name, i): network.heads for name, part in parts.items() for i, network in enumerate(part)}
+    files = {key: f"backbone_{number}.safetensors" for number, key in enumerate(assembly.backbones)}
+    contents = {files[key]: _save(bundle.backbones[key].module.state_dict()) for key in files}
+    contents[HEADS] = _save(
+        {f"{name}#{key}": t for name, part in heads.items() for key, t in part.state_dict().items()}
+    )
     index = {
         "schema": SCHEMA,
         "notes": dict(bundle.notes),
         "classes": list(assembly.classes),
         "preprocessing": asdict(bundle.preprocessing),
-        "backbone": {"name": backbone.name, "weights": backbone.weights_source, "digest": backbone.weights_digest},
+        "backbones": {key: _describe_backbone(bundle.backbones[key], file) for key, file in files.items()},
         "runtime": asdict(bundle.choice),
-        "router": asdict(assembly.router.settings) if assembly.router else None,
-        "models": {name: _describe(model) for name, model in assembly.models.items()},
+        "router": _describe_router(assembly.router) if assembly.router else None,
+        "models": {name: _describe_model(model) for name, model in assembly.models.items()},
         "serving": dict(assembly.serving),
         "sha256": {name: _digest(content) for name, content in contents.items()},
     }
@@ -80,7 +84,7 @@ def read_bundle(folder: Path) -> Bundle:
             if _digest(_read_file(folder / name)) != expected:
                 raise BundleError(f"{folder / name}: not the file that was written (sha256 differs); copy it again")
         bundle = _build(index, folder)
-        _check_serving(bundle.assembly)
+        _check_parts(bundle)
     except BundleError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, MuraError) as error:
@@ -89,12 +93,16 @@ def read_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-def _check_serving(assembly: Assembly) -> None:
+def _check_parts(bundle: Bundle) -> None:
+    assembly = bundle.assembly
     if set(assembly.serving) != set(assembly.classes):
         raise BundleError(f"serving {sorted(assembly.serving)}: must name each of {sorted(assembly.classes)}")
     unknown = set(assembly.serving.values()) - set(assembly.models)
     if unknown:
         raise BundleError(f"serving names {min(unknown)}: not among the models of the bundle")
+    missing = set(assembly.backbones) - set(bundle.backbones)
+    if missing:
+        raise BundleError(f"a network stands on {min(missing)}: not among the backbones of the bundle")
 
 
 def _build(index: dict[str, Any], folder: Path) -> Bundle:
@@ -103,36 +111,37 @@ def _build(index: dict[str, Any], folder: Path) -> Bundle:
         name: AbnormalityModel(
             target=part["target"],
             recipe=part["recipe"],
-            heads=_build_heads(part["head"], tensors, name),
+            networks=_build_networks(part["networks"], tensors, name),
             calibration=Calibration(**part["calibration"]),
         )
         for name, part in index["models"].items()
     }
-    backbone = load_backbone(BackboneSpec(name=index["backbone"]["name"], weights=str(folder / BACKBONE)))
-    backbone.weights_source = index["backbone"]["weights"]
-    if backbone.weights_digest != index["backbone"]["digest"]:
-        raise BundleError("the backbone is another one")
+    router = None
+    if index["router"]:
+        networks = _build_networks(index["router"]["networks"], tensors, ROUTER)
+        router = Router(recipe=index["router"]["recipe"], networks=networks)
     return Bundle(
-        assembly=Assembly(
-            classes=tuple(index["classes"]),
-            router=_build_heads(index["router"], tensors, "router") if index["router"] else None,
-            models=models,
-            serving=index["serving"],
-        ),
-        backbone=backbone,
+        assembly=Assembly(classes=tuple(index["classes"]), router=router, models=models, serving=index["serving"]),
+        backbones={key: _build_backbone(part, folder) for key, part in index["backbones"].items()},
         preprocessing=Preprocessing(**index["preprocessing"]),
         choice=RuntimeChoice(**index["runtime"]),
         notes=index["notes"],
     )
 
 
-def _describe(model: AbnormalityModel) -> dict[str, Any]:
-    return {
-        "target": model.target,
-        "recipe": model.recipe,
-        "head": asdict(model.heads.settings),
-        "calibration": asdict(model.calibration),
-    }
+def _build_backbone(part: dict[str, Any], folder: Path) -> Backbone:
+    backbone = load_backbone(BackboneSpec(name=part["name"], weights=str(folder / part["file"])))
+    backbone.weights_source = part["weights"]
+    if backbone.weights_digest != part["digest"]:
+        raise BundleError("a backbone is another one")
+    return backbone
+
+
+def _build_networks(parts: list[dict[str, Any]], tensors: dict[str, torch.Tensor], name: str) -> tuple[Network, ...]:
+    return tuple(
+        Network(backbone=part["backbone"], heads=_build_heads(part["head"], tensors, _name_heads(name, number)))
+        for number, part in enumerate(parts)
+    )
 
 
 def _build_heads(settings: dict[str, Any], tensors: dict[str, torch.Tensor], name: str) -> Heads:
@@ -140,6 +149,37 @@ def _build_heads(settings: dict[str, Any], tensors: dict[str, torch.Tensor], nam
     prefix = f"{name}#"
     heads.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
     return heads.eval()
+
+
+def _name_heads(name: str, number: int) -> str:
+    return f"{name}#{number}"
+
+
+def _describe_backbone(backbone: Backbone, file: str) -> dict[str, str]:
+    source, digest = backbone.weights_source, backbone.weights_digest
+    return {"name": backbone.name, "weights": source, "digest": digest, "file": file}
+
+
+def _describe_networks(networks: Sequence[Network]) -> list[dict[str, Any]]:
+    return [{"backbone": network.backbone, "head": asdict(network.heads.settings)} for network in networks]
+
+
+def _describe_router(router: Router) -> dict[str, Any]:
+    return {"recipe": router.recipe, "networks": _describe_networks(router.networks)}
+
+
+def _describe_model(model: AbnormalityModel) -> dict[str, Any]:
+    return {
+        "target": model.target,
+        "recipe": model.recipe,
+        "networks": _describe_networks(model.networks),
+        "calibration": asdict(model.calibration),
+    }
+
+
+def _save(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    content: bytes = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    return content
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A trial's checkpoint: one safetensors file with heads, optimizer, dev logits and the history of its epochs."""
+"""A trial's checkpoint: one safetensors file with weights, optimizer, dev logits and the history of its epochs."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,30 +11,49 @@ from torch import Tensor
 
 from mura_models.heads import Heads, HeadSettings
 
+Tensors = dict[str, Tensor]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     """All that resuming exactly needs, and all that the aggregate reads."""
 
     head_settings: HeadSettings
-    heads: dict[str, Tensor]
-    """State of the heads."""
-    optimizer: dict[int, dict[str, Tensor]]
+    state: Tensors
+    """Of what is trained: `heads.*`, and `backbone.*` where the whole network is."""
+    optimizer: dict[int, Tensors]
     """Moments and step count by parameter."""
+    ema: Tensors | None
+    """The moving average of the weights, where there is one."""
+    best_state: Tensors | None
+    """Weights of the best epoch, where that one is shipped."""
     dev_logits: np.ndarray
-    """Out-of-fold logits [n, C] in the order of the search's rows."""
+    """Logits [m, C] of the search's dev rows by the weights that are shipped."""
     history: list[dict[str, Any]]
     """Every epoch so far."""
     best_score: float
     best_epoch: int
+    micro_batch_size: int
+
+    @property
+    def shipped(self) -> Tensors:
+        """The weights that become a model: the best epoch's, else the average's, else the last."""
+        if self.best_state is not None:
+            return self.best_state
+        return self.state if self.ema is None else _pick(self.ema, "module.")
 
     def to_bytes(self) -> bytes:
         """Give the content of the file."""
-        tensors = {f"heads.{name}": tensor for name, tensor in self.heads.items()}
-        for number, state in self.optimizer.items():
-            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
+        parts = {"state": self.state, "ema": self.ema or {}, "best": self.best_state or {}}
+        parts |= {f"optimizer.{number}": state for number, state in self.optimizer.items()}
+        tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         tensors["dev_logits"] = torch.from_numpy(self.dev_logits)
-        progress = {"best_score": self.best_score, "best_epoch": self.best_epoch, "history": self.history}
+        progress = {
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "micro_batch_size": self.micro_batch_size,
+            "history": self.history,
+        }
         metadata = {"progress": json.dumps(progress), "head": json.dumps(asdict(self.head_settings))}
         content: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
         return content
@@ -43,14 +62,16 @@ class Checkpoint:
     def from_bytes(cls, content: bytes) -> "Checkpoint":
         """Read what `to_bytes` gave."""
         tensors, metadata = load(content), _read_metadata(content)
-        optimizer: dict[int, dict[str, Tensor]] = {}
+        optimizer: dict[int, Tensors] = {}
         for name, tensor in _pick(tensors, "optimizer.").items():
             number, key = name.split(".", 1)
             optimizer.setdefault(int(number), {})[key] = tensor
         return cls(
             head_settings=HeadSettings(**json.loads(metadata["head"])),
-            heads=_pick(tensors, "heads."),
+            state=_pick(tensors, "state."),
             optimizer=optimizer,
+            ema=_pick(tensors, "ema.") or None,
+            best_state=_pick(tensors, "best.") or None,
             dev_logits=tensors["dev_logits"].numpy(),
             **json.loads(metadata["progress"]),
         )
@@ -58,8 +79,12 @@ class Checkpoint:
     def build_heads(self) -> Heads:
         """Give the trained heads."""
         heads = Heads(self.head_settings)
-        heads.load_state_dict(self.heads)
+        heads.load_state_dict(_pick(self.shipped, "heads."))
         return heads.eval()
+
+    def backbone_state(self) -> Tensors:
+        """Give the trained backbone's weights; empty where it was frozen."""
+        return _pick(self.shipped, "backbone.")
 
 
 def _read_metadata(content: bytes) -> dict[str, str]:
@@ -69,5 +94,5 @@ def _read_metadata(content: bytes) -> dict[str, str]:
     return metadata
 
 
-def _pick(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _pick(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -69,10 +69,10 @@ def autocontrast_changes(images_BHW: torch.Tensor) -> torch.Tensor:
 
 
 def normalise(images_BHW: torch.Tensor) -> torch.Tensor:
-    """Turn uint8 films into float32 [B, 3, H, W]: grey replicated, in [0, 1], ImageNet mean and deviation."""
+    """Turn films, uint8 or float in [0, 1], into float32 [B, 3, H, W]: grey replicated, ImageNet mean and deviation."""
     images_B3HW = images_BHW.unsqueeze(1).expand(-1, 3, -1, -1)
     scaled_B3HW = transforms.to_dtype(images_B3HW, torch.float32, scale=True)
     normalised_B3HW: torch.Tensor = transforms.normalize(
-        scaled_B3HW, list(IMAGENET_MEAN), list(IMAGENET_STD), inplace=True
+        scaled_B3HW, list(IMAGENET_MEAN), list(IMAGENET_STD), inplace=not images_BHW.is_floating_point()
     )
     return normalised_B3HW

@@ -1,42 +1,45 @@
-"""Train the heads of one trial on cached embeddings: the epoch loop, the dev rows and early stopping.
+"""What all trainings share: the rows of a search, a trial's settings, the epoch loop, the dev rows, early stopping.
 
 Nothing here is drawn from a generator that lives on: what update number u trains on is a function of the seed and u
 alone. So a trial's epochs are the same in any order of arrival, and a stopped trial goes on from its checkpoint as if
 nothing had happened.
 
-An epoch is a fixed number of updates, the same for every search of a run: a specialist and the baseline it is compared
-with are trained by the same number of updates, whatever the number of their images.
+An epoch is a fixed number of updates, the same for every search of a recipe: a specialist and the baseline it is
+compared with are trained by the same number of updates, whatever the number of their images.
 
-Shapes: N rows (images), O outcomes, D features, K folds, B rows a batch, C outputs.
+Shapes: N rows (images), O outcomes, D features, K heads (held-out folds), B rows a batch, C outputs.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 from mura_models.calibration import choose_threshold
 from mura_models.checkpoints import Checkpoint
 from mura_models.errors import ConfigError
-from mura_models.heads import Heads, HeadSettings
+from mura_models.finetune_settings import FinetuneSettings
+from mura_models.heads import HeadSettings, ProbeRecipe
 from mura_models.lr_schedules import LrSchedule
 from mura_models.metrics import Scored, macro_f1, score, to_studies
-from mura_models.sampling import BatchPlan
+from mura_models.sampling import BatchPlan, Sampling, balance_by, weigh_labels
 
 DevMetric = Literal["auroc", "kappa", "accuracy", "macro_f1"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ProbeData:
+class SearchData:
     """The rows that one search trains on and is judged by; `features_NOD` is shared by all searches."""
 
     features_NOD: np.ndarray
-    """Every training image's embeddings, float16."""
+    """Every training image's embeddings by the frozen backbone, float16."""
     rows: np.ndarray
     """Which of them belong to this search: [n] indices into N. The arrays below have one entry a row of these."""
     labels: np.ndarray
@@ -45,22 +48,37 @@ class ProbeData:
     studies: np.ndarray
     patients: np.ndarray
     bones: np.ndarray
-    num_folds: int
+    held_out: tuple[int, ...]
+    """The dev folds, one head each: head k never sees the rows of fold `held_out[k]`."""
     bone_classes: tuple[str, ...] | None = None
     """The classes in their order where the target is the bone (the router); None where it is the abnormality."""
+    films_NHW: np.ndarray | None = None
+    """Every training film, uint8, in the order of `features_NOD`; None where only heads are trained."""
 
     @property
     def is_router(self) -> bool:
         """Whether the target is the bone rather than the abnormality."""
         return self.bone_classes is not None
 
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a head: 1 for abnormal or not, one a bone for the router."""
+        return len(self.bone_classes) if self.bone_classes else 1
+
+    @property
+    def dev_entries(self) -> np.ndarray:
+        """Which of the n rows some head has never seen: [m] indices into `rows`, ascending."""
+        return np.flatnonzero(np.isin(self.folds, self.held_out))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialSettings:
     """One configuration: everything that decides what the trial's epochs are."""
 
-    recipe: Literal["linear_probe", "mlp_probe"]
+    head: ProbeRecipe
+    """The last layers' shape: one layer or two."""
     lr: float
+    """Of the heads."""
     lr_schedule: LrSchedule = field(default_factory=LrSchedule)
     weight_decay: float = 0.0
     num_epochs: int = 16
@@ -68,11 +86,16 @@ class TrialSettings:
     batch_size: int = 64
     hidden_size: int = 512
     activation: Literal["relu", "none"] = "relu"
-    sampling: Literal["plain", "balanced_bones"] = "plain"
+    sampling: Sampling = "plain"
     metric: DevMetric = "auroc"
     grace_epochs: int = 7
+    """Epochs that the trial runs before anything may stop it."""
     patience_epochs: int | None = 4
     """Epochs without a better dev metric after which the trial ends, counted after grace; None = never."""
+    kept_epoch: Literal["last", "best"] = "last"
+    """Whose weights are shipped: the last epoch's, or the one's with the best dev metric (the paper's way)."""
+    finetune: FinetuneSettings | None = None
+    """None where the backbone stays frozen."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,6 +106,11 @@ class TrialSettings:
         for name in ("num_epochs", "updates_per_epoch", "batch_size", "grace_epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of the whole training."""
+        return self.num_epochs * self.updates_per_epoch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,42 +124,69 @@ class Epoch:
     is_last: bool
     failure: str | None = None
     """Why the trial ends as failed, if it does."""
+    note: str | None = None
+    """What a person should know of this epoch."""
 
 
-class ProbeTraining:
-    """The K heads of one trial while they are trained; iterate over `epochs()`."""
+class Training(ABC):
+    """One trial while it is trained; iterate over `epochs()`.
 
-    def __init__(self, data: ProbeData, settings: TrialSettings, *, device: str = "cpu") -> None:
+    A subclass makes `module` (what is trained and shipped, its heads under "heads") and `optimizer`, runs an update
+    and predicts the dev rows.
+    """
+
+    module: nn.ModuleDict
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, data: SearchData, settings: TrialSettings, *, device: str = "cpu") -> None:
         self.data = data
         self.settings = settings
         self.device = torch.device(device)
-        shape = HeadSettings(
-            recipe=settings.recipe,
-            num_heads=data.num_folds,
+        self.head_settings = HeadSettings(
+            recipe=settings.head,
+            num_heads=len(data.held_out),
             num_features=data.features_NOD.shape[2],
-            num_outputs=len(data.bone_classes) if data.bone_classes else 1,
+            num_outputs=data.num_outputs,
             hidden_size=settings.hidden_size,
             activation=settings.activation,
         )
-        self.heads = Heads(shape, seed=settings.seed)
-        self.heads.standardise_by(*measure_features(data))
-        self.heads.to(self.device)
-        self.optimizer = _make_optimizer(self.heads, settings)
         self.batches = BatchPlan(
             data.folds,
-            num_folds=data.num_folds,
+            held_out=data.held_out,
             num_outcomes=data.features_NOD.shape[1],
             batch_size=settings.batch_size,
-            balanced_by=data.bones if settings.sampling == "balanced_bones" else None,
+            balanced_by=balance_by(settings.sampling, data.bones, None if data.is_router else data.labels),
             seed=settings.seed,
         )
+        self.row_weights = weigh_labels(settings.sampling, data.bones, None if data.is_router else data.labels)
+        self.ema: AveragedModel | None = None
+        self.micro_batch_size = settings.batch_size
+        """Rows that go through the network at once; less than a batch where memory ran out."""
+        self.note: str | None = None
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         """Every epoch so far, as plain values."""
         self.best_score = -math.inf
         self.best_epoch = 0
-        self.dev_logits = np.zeros((len(data.rows), shape.num_outputs), np.float32)
-        """Out-of-fold logits [n, C]: each row's from the head that never saw it."""
+        self.best_state: dict[str, Tensor] | None = None
+        self.dev_logits = np.zeros((len(data.dev_entries), data.num_outputs), np.float32)
+        """Logits [m, C] of the dev rows, each from a head that never saw it; of the epoch that is shipped."""
+
+    @abstractmethod
+    def run_update(self, update: int) -> tuple[Tensor, Tensor]:
+        """Train on batch number `update`; give loss and share of rows named rightly, both means over heads."""
+
+    @abstractmethod
+    def predict_dev(self) -> np.ndarray:
+        """Give the logits [m, C] of the dev rows as they are, without augmentation."""
+
+    def scale_rates(self, update: int) -> float:
+        """Set the rate of every group of parameters for one update; give the heads' own."""
+        settings = self.settings
+        lr = settings.lr_schedule.rate(settings.lr, update, settings.num_updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_factor", 1.0)
+        return lr
 
     def epochs(self) -> Iterator[Epoch]:
         """Train on, an epoch at a time, until the last one, early stopping or a loss that is not finite."""
@@ -141,106 +196,110 @@ class ProbeTraining:
     def train_epoch(self) -> Epoch:
         """Run the next epoch and judge it on the dev rows."""
         self.epoch += 1
+        self.note = None
         metrics = self._run_updates()
-        self.dev_logits = self.predict_dev()
-        metrics |= judge_dev(self.data, self.dev_logits)
-        outcome = self._conclude(metrics)
+        dev_logits = self.predict_dev()
+        metrics |= judge_dev(self.data, dev_logits)
+        outcome = self._conclude(metrics, dev_logits)
         self.history.append(asdict(outcome))
         return outcome
 
-    def _conclude(self, metrics: dict[str, float]) -> Epoch:
+    def _conclude(self, metrics: dict[str, float], dev_logits: np.ndarray) -> Epoch:
         bad = [name for name in ("train_loss", "dev_loss") if not math.isfinite(metrics[name])]
         if bad:
             failure = f"epoch {self.epoch}: {bad[0]} is {metrics[bad[0]]}"
             return Epoch(epoch=self.epoch, metrics=metrics, is_last=True, failure=failure)
-        return Epoch(epoch=self.epoch, metrics=metrics, is_last=self._is_last(metrics))
+        score = metrics[f"dev_{self.settings.metric}"]
+        is_best = score > self.best_score
+        if is_best:
+            self.best_score, self.best_epoch = score, self.epoch
+        if self.settings.kept_epoch == "last":
+            self.dev_logits = dev_logits
+        elif is_best or self.best_state is None:
+            self.dev_logits = dev_logits
+            self.best_state = {name: tensor.detach().clone() for name, tensor in self.shipped_state().items()}
+        return Epoch(epoch=self.epoch, metrics=metrics, is_last=self._is_last(), note=self.note)
 
     def _run_updates(self) -> dict[str, float]:
-        settings = self.settings
+        num_updates = self.settings.updates_per_epoch
         loss_sum = torch.zeros((), device=self.device)
         num_right = torch.zeros((), device=self.device)
-        num_updates = settings.num_epochs * settings.updates_per_epoch
-        first = (self.epoch - 1) * settings.updates_per_epoch
-        lr = settings.lr
-        for update in range(first, first + settings.updates_per_epoch):
-            lr = settings.lr_schedule.rate(settings.lr, update, num_updates)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            features_KBD, labels_KB = self._fetch_batch(update)
-            logits_KBC = self.heads(features_KBD)
-            loss_K = per_head_loss(logits_KBC, labels_KB)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss_K.sum().backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            loss_sum += loss_K.detach().mean()
-            num_right += (to_classes(logits_KBC.detach()) == labels_KB).float().mean()
+        first = (self.epoch - 1) * num_updates
+        lr = self.settings.lr
+        for update in range(first, first + num_updates):
+            lr = self.scale_rates(update)
+            loss, share_right = self.run_update(update)
+            if self.ema is not None:
+                self.ema.update_parameters(self.module)
+            loss_sum += loss
+            num_right += share_right
         return {
             "lr": lr,
-            "train_loss": float(loss_sum) / settings.updates_per_epoch,
-            "train_accuracy": float(num_right) / settings.updates_per_epoch,
+            "train_loss": float(loss_sum) / num_updates,
+            "train_accuracy": float(num_right) / num_updates,
         }
 
-    def _fetch_batch(self, update: int) -> tuple[Tensor, Tensor]:
-        entries_KB, outcomes_KB = self.batches.draw(update)
-        features_KBD = self.data.features_NOD[self.data.rows[entries_KB], outcomes_KB]
-        labels_KB = torch.from_numpy(self.data.labels[entries_KB].astype(np.int64))
-        return torch.from_numpy(features_KBD).to(self.device).float(), labels_KB.to(self.device)
-
-    @torch.no_grad()
-    def predict_dev(self) -> np.ndarray:
-        """Give the out-of-fold logits [n, C] of the plain outcome."""
-        data = self.data
-        logits_nC = np.zeros((len(data.rows), self.heads.settings.num_outputs), np.float32)
-        for fold in range(data.num_folds):
-            entries = np.flatnonzero(data.folds == fold)
-            features_BD = torch.from_numpy(data.features_NOD[data.rows[entries], 0]).to(self.device).float()
-            logits_nC[entries] = self.heads.forward_one(fold, features_BD).cpu().numpy()
-        return logits_nC
-
-    def save(self) -> bytes:
-        """Give the trial's checkpoint as it stands."""
-        checkpoint = Checkpoint(
-            head_settings=self.heads.settings,
-            heads=self.heads.state_dict(),
-            optimizer=self.optimizer.state_dict()["state"],
-            dev_logits=self.dev_logits,
-            history=self.history,
-            best_score=self.best_score,
-            best_epoch=self.best_epoch,
-        )
-        return checkpoint.to_bytes()
-
-    def restore(self, content: bytes) -> None:
-        """Go on from what `save` gave: the next epoch is the one after it."""
-        checkpoint = Checkpoint.from_bytes(content)
-        self.heads.load_state_dict(checkpoint.heads)
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": checkpoint.optimizer})
-        self.dev_logits = checkpoint.dev_logits
-        self.history = checkpoint.history
-        self.epoch = len(self.history)
-        self.best_score, self.best_epoch = checkpoint.best_score, checkpoint.best_epoch
-
-    def _is_last(self, metrics: dict[str, float]) -> bool:
+    def _is_last(self) -> bool:
         settings = self.settings
-        score = metrics[f"dev_{settings.metric}"]
-        if score > self.best_score:
-            self.best_score, self.best_epoch = score, self.epoch
         if self.epoch >= settings.num_epochs:
             return True
         if settings.patience_epochs is None:
             return False
         return self.epoch - max(self.best_epoch, settings.grace_epochs) >= settings.patience_epochs
 
+    def shipped_state(self) -> dict[str, Tensor]:
+        """Give the weights that would be shipped if this epoch were the last."""
+        shipped: dict[str, Tensor] = (self.ema.module if self.ema else self.module).state_dict()
+        return shipped
 
-def measure_features(data: ProbeData) -> tuple[Tensor, Tensor]:
+    def save(self) -> bytes:
+        """Give the trial's checkpoint as it stands."""
+        checkpoint = Checkpoint(
+            head_settings=self.head_settings,
+            state=self.module.state_dict(),
+            optimizer=self.optimizer.state_dict()["state"],
+            ema=self.ema.state_dict() if self.ema else None,
+            best_state=self.best_state,
+            dev_logits=self.dev_logits,
+            history=self.history,
+            best_score=self.best_score,
+            best_epoch=self.best_epoch,
+            micro_batch_size=self.micro_batch_size,
+        )
+        return checkpoint.to_bytes()
+
+    def restore(self, content: bytes) -> None:
+        """Go on from what `save` gave: the next epoch is the one after it."""
+        checkpoint = Checkpoint.from_bytes(content)
+        self.module.load_state_dict(checkpoint.state)
+        self._restore_optimizer(checkpoint.optimizer)
+        if self.ema is not None and checkpoint.ema is not None:
+            self.ema.load_state_dict(checkpoint.ema)
+        self.best_state = checkpoint.best_state
+        self.dev_logits = checkpoint.dev_logits
+        self.history = checkpoint.history
+        self.epoch = len(self.history)
+        self.best_score, self.best_epoch = checkpoint.best_score, checkpoint.best_epoch
+        self.micro_batch_size = checkpoint.micro_batch_size
+
+    def _restore_optimizer(self, state: dict[int, dict[str, Tensor]]) -> None:
+        """Put back the optimizer's moments, laid out as its parameters: a fused step goes by memory, not by shape."""
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        for parameter, moments in self.optimizer.state.items():
+            for name, tensor in moments.items():
+                if tensor.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+
+
+def measure_features(data: SearchData) -> tuple[Tensor, Tensor]:
     """Give mean and standard deviation [K, D] of each head's own training rows, plain outcome."""
     features_nD = data.features_NOD[data.rows, 0].astype(np.float32)
-    moments = [(f.mean(0), f.std(0)) for f in (features_nD[data.folds != fold] for fold in range(data.num_folds))]
+    moments = [(f.mean(0), f.std(0)) for f in (features_nD[data.folds != fold] for fold in data.held_out)]
     mean_KD, std_KD = (torch.from_numpy(np.stack(part)) for part in zip(*moments, strict=True))
     return mean_KD, std_KD
 
 
-def per_head_loss(logits_KBC: Tensor, labels_KB: Tensor) -> Tensor:
+def per_head_loss(logits_KBC: Tensor, labels_KB: Tensor, weights_KB: Tensor | None = None) -> Tensor:
     """Give each head's mean loss [K]; summed, every head has the gradient it would have alone."""
     if logits_KBC.shape[2] == 1:
         losses_KB = functional.binary_cross_entropy_with_logits(
@@ -248,7 +307,7 @@ def per_head_loss(logits_KBC: Tensor, labels_KB: Tensor) -> Tensor:
         )
     else:
         losses_KB = functional.cross_entropy(logits_KBC.transpose(1, 2), labels_KB, reduction="none")
-    return losses_KB.mean(1)
+    return (losses_KB if weights_KB is None else losses_KB * weights_KB).mean(1)
 
 
 def to_classes(logits_C: Tensor) -> Tensor:
@@ -256,37 +315,34 @@ def to_classes(logits_C: Tensor) -> Tensor:
     return (logits_C.squeeze(-1) > 0).long() if logits_C.shape[-1] == 1 else logits_C.argmax(-1)
 
 
-def judge_dev(data: ProbeData, dev_logits: np.ndarray) -> dict[str, float]:
-    """Give loss (image level) and metrics of out-of-fold rows: study level, but macro F1 (image level) for a router."""
-    logits_nC = torch.from_numpy(dev_logits)
-    labels_n = torch.from_numpy(data.labels.astype(np.int64))
-    dev_loss = float(per_head_loss(logits_nC[None], labels_n[None]))
+def to_classes_array(logits: np.ndarray) -> np.ndarray:
+    """Do as `to_classes` for an array."""
+    classes: np.ndarray = to_classes(torch.from_numpy(logits)).numpy()
+    return classes
+
+
+def judge_dev(data: SearchData, dev_logits: np.ndarray) -> dict[str, float]:
+    """Give loss and metrics of the dev rows: study level, but loss, macro F1 and `image_accuracy` (at 0.5) by image."""
+    entries = data.dev_entries
+    labels = data.labels[entries]
+    logits_mC, labels_m = torch.from_numpy(dev_logits), torch.from_numpy(labels.astype(np.int64))
+    dev_loss = float(per_head_loss(logits_mC[None], labels_m[None]))
+    classes = to_classes(logits_mC).numpy()
+    image_accuracy = float((classes == labels).mean())
     if data.bone_classes:
-        classes = to_classes(logits_nC).numpy()
-        return {
-            "dev_loss": dev_loss,
-            "dev_macro_f1": macro_f1(data.labels, classes, len(data.bone_classes)),
-            "dev_accuracy": float((classes == data.labels).mean()),
-        }
+        f1 = macro_f1(labels, classes, len(data.bone_classes))
+        return {"dev_loss": dev_loss, "dev_macro_f1": f1, "dev_accuracy": image_accuracy}
     if not math.isfinite(dev_loss):
         return {"dev_loss": dev_loss}
     images = Scored(
-        labels=data.labels,
-        p_abnormal=logits_nC.squeeze(1).double().sigmoid().numpy(),
-        thresholds=np.full(len(data.labels), 0.5),
-        patients=data.studies,  # no interval is asked for
+        labels=labels,
+        p_abnormal=logits_mC.squeeze(1).double().sigmoid().numpy(),
+        thresholds=np.full(len(labels), 0.5),
+        patients=data.studies[entries],  # no interval is asked for
     )
-    studies = to_studies(images, data.studies)
+    studies = to_studies(images, data.studies[entries])
     threshold = choose_threshold(studies.labels, studies.p_abnormal)
     shipped = replace(studies, thresholds=np.full(len(studies.labels), threshold))
     points = score(shipped, ("auroc", "kappa", "accuracy"))
-    return {"dev_loss": dev_loss} | {f"dev_{metric}": value for metric, value in points.items()}
-
-
-def _make_optimizer(heads: Heads, settings: TrialSettings) -> torch.optim.Optimizer:
-    """Adam with decoupled weight decay, which is the paper's Adam where the decay is 0; biases are not decayed."""
-    groups = [
-        {"params": list(heads.weights), "weight_decay": settings.weight_decay},
-        {"params": list(heads.biases), "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+    measured = {"dev_loss": dev_loss, "dev_image_accuracy": image_accuracy}
+    return measured | {f"dev_{metric}": value for metric, value in points.items()}

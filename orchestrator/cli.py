@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mura_models.errors import RunError, UserError
+from mura_models.finetune_settings import FinetuneSettings, describe_fields
 
 if TYPE_CHECKING:
     from orchestrator.config import Placement, RunConfig
@@ -87,9 +88,21 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--corrections", type=Path, metavar="FILE", help="CSV of label errors: path or study, label, source"
     )
     what.add_argument("--preset", default="quick", metavar="NAME", help="quick (default), paper or full")
-    what.add_argument("--recipes", nargs="+", metavar="RECIPE", help="linear_probe, mlp_probe (default: both)")
-    what.add_argument("--trials", type=int, dest="num_trials", metavar="N", help="trials a search (12)")
+    what.add_argument(
+        "--recipes",
+        nargs="+",
+        metavar="RECIPE",
+        help="linear_probe mlp_probe (default: both), two_stage_probe, intermediate_task, finetune",
+    )
+    what.add_argument("--trials", type=int, dest="num_trials", metavar="N", help="trials a probe's search (12)")
     what.add_argument("--epochs", type=int, dest="num_epochs", metavar="N", help="epochs a trial at most (16)")
+    what.add_argument(
+        "--updates",
+        type=int,
+        dest="num_updates",
+        metavar="N",
+        help="updates a probe's trial at full length; default: an epoch is a pass over the largest bone",
+    )
     what.add_argument("--folds", type=int, dest="num_folds", metavar="K", help="folds of train, by patient (5)")
     what.add_argument("--image-size", type=int, dest="image_size_px", metavar="PX", help="side of the films (256)")
     what.add_argument("--resize", metavar="HOW", help="stretch (default, as the paper) or pad (keeps the aspect)")
@@ -99,10 +112,27 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="efficientnet_lite0 (default), resnet18, resnet50, densenet169, any timm name",
     )
     what.add_argument("--weights", metavar="WHICH", help="imagenet (default), none (random) or a file")
-    what.add_argument("--sampling", metavar="HOW", help="plain (default) or balanced_bones")
+    what.add_argument(
+        "--sampling",
+        nargs="+",
+        metavar="HOW",
+        help="against imbalance: plain (default), balanced_bones, balanced_bones_labels, weighted_labels; "
+        "several are searched",
+    )
     what.add_argument("--metric", metavar="NAME", help="chooses on dev, study level: auroc (default), kappa, accuracy")
     what.add_argument("--no-early-stopping", action="store_true", help="run every trial to its last epoch")
+    what.add_argument(
+        "--audit", type=int, dest="num_audited", metavar="N", help="stopped trials run to their end, a stage (4)"
+    )
+    what.add_argument(
+        "--refit-seeds", type=int, metavar="K", help="train each winner under K fresh seeds, ship the median (0)"
+    )
+    what.add_argument(
+        "--ensemble", action=argparse.BooleanOptionalAction, help="ship all refits together instead of the median"
+    )
     what.add_argument("--seed", type=int, metavar="N", help="of folds, plan and training (0)")
+
+    add_finetune_arguments(parser)
 
     where = parser.add_argument_group("where it lies and what it runs on (decides no figure)")
     where.add_argument(
@@ -118,6 +148,22 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--dry-run", action="store_true", help="print the plan and its forecast; decode and train nothing"
     )
+
+
+def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of whole-network training: its budget, then every field of FinetuneSettings."""
+    group = parser.add_argument_group("training whole networks: finetune, and the bone task of intermediate_task")
+    group.add_argument("--finetune-trials", type=int, metavar="N", help="trials a search (4)")
+    group.add_argument("--finetune-epochs", type=int, metavar="N", help="epochs a trial at most (--epochs, else 12)")
+    group.add_argument("--finetune-updates", type=int, metavar="N", help="updates a trial at full length")
+    group.add_argument("--finetune-batch-size", type=int, metavar="N", help="films an update (32)")
+    for setting in describe_fields(FinetuneSettings):
+        option: dict[str, Any] = {"type": setting.type, "metavar": "N" if setting.type is int else "F"}
+        if setting.type is bool:
+            option = {"action": argparse.BooleanOptionalAction}
+        default = "" if setting.default is None else f" ({setting.default})"
+        name = setting.name.removeprefix("is_").replace("_", "-")
+        group.add_argument(f"--{name}", dest=setting.name, help=setting.text + default, **option)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -140,22 +186,33 @@ def run(arguments: argparse.Namespace) -> None:
 
 def make_config(arguments: argparse.Namespace) -> "RunConfig":
     """Lay the options over the preset. Raises ConfigError."""
-    from orchestrator.config import preset
+    from orchestrator.presets import make_preset
 
-    config = preset(arguments.preset)
+    config = make_preset(arguments.preset)
     preprocessing = replace(config.preprocessing, **_given(arguments, "image_size_px", "resize"))
     backbone = config.backbone
     if arguments.backbone or arguments.weights:
         named = {"name": arguments.backbone, "weights": arguments.weights}
         backbone = replace(backbone, **{key: value for key, value in named.items() if value})
-    changes = _given(arguments, "num_trials", "num_epochs", "num_folds", "sampling", "metric", "seed")
-    if arguments.recipes:
-        changes["recipes"] = tuple(dict.fromkeys(arguments.recipes))
-    if arguments.bones:
-        changes["bones"] = tuple(dict.fromkeys(arguments.bones))
+    changes = _given(arguments, *CONFIG_OPTIONS)
+    if "num_epochs" in changes:
+        changes.setdefault("finetune_epochs", changes["num_epochs"])
+    for name in ("recipes", "bones", "sampling"):
+        if getattr(arguments, name):
+            changes[name] = tuple(dict.fromkeys(getattr(arguments, name)))
     if arguments.no_early_stopping:
         changes["early_stopping"] = False
-    return replace(config, preprocessing=preprocessing, backbone=backbone, **changes)
+    tune = _given(arguments, *(setting.name for setting in describe_fields(FinetuneSettings)))
+    finetune = replace(config.finetune, **tune)
+    return replace(config, preprocessing=preprocessing, backbone=backbone, finetune=finetune, **changes)
+
+
+CONFIG_OPTIONS = (
+    *("num_trials", "num_epochs", "num_updates", "num_folds", "metric", "seed"),
+    *("num_audited", "refit_seeds", "ensemble"),
+    *("finetune_trials", "finetune_epochs", "finetune_updates", "finetune_batch_size"),
+)
+"""Options that are fields of RunConfig as they are."""
 
 
 def make_placement(arguments: argparse.Namespace) -> "Placement":

@@ -7,8 +7,9 @@ import pandas as pd
 
 from mura_models.data.manifest import DataSet, study_codes
 from orchestrator.ingest import Ingested
-from orchestrator.plan import Plan
 from orchestrator.rundir import Journal, RunDir, read_json, write_json
+from orchestrator.stages import Trained
+from orchestrator.work import Work
 
 
 def record_ingest(ingested: Ingested, rundir: RunDir) -> None:
@@ -58,23 +59,26 @@ def count_rows(part: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def describe_training(plan: Plan, journal: Journal, ingested: Ingested, failed: dict[str, str]) -> dict[str, Any]:
+def describe_training(work: Work, journal: Journal, trained: Trained) -> dict[str, Any]:
     """Say what was searched: trials by search and state, epochs run, bones without a specialist and why."""
-    ends = journal.final_states()
+    plan, ends = work.plan, journal.final_states()
     searches = {}
     for search in plan.searches:
-        mine = [ends[trial.trial] for trial in plan.of_search(search)]
+        trials = plan.of_search(search)
+        mine = [ends[trial.trial] for trial in trials if trial.trial in ends]  # none where its stage never ran
         states = pd.Series([line["state"] for line in mine]).value_counts()
         searches[search] = {
             "trials": len(mine),
             "epochs": sum(line["epoch"] for line in mine),
+            "max_epochs": trials[0].num_epochs,
+            "updates_per_epoch": trials[0].updates_per_epoch,
             "states": {state: int(n) for state, n in states.items()},
         }
     return {
         "searches": searches,
-        "failed_searches": failed,
+        "failed_searches": trained.failed,
         "bones_without_specialist": plan.untrainable,
-        "epochs": plan.trials[0].num_epochs,
-        "updates_per_epoch": plan.trials[0].updates_per_epoch,
-        "files_not_decoded": len(ingested.failures),
+        "files_not_decoded": len(work.ingested.failures),
+        "audit": {"asked": work.config.num_audited, "trials": trained.audit} if work.config.early_stopping else None,
+        "refits": trained.refits,
     }

@@ -25,10 +25,13 @@ class CheckpointKeeper:
         with whole_file(self._rundir.checkpoint(trial)) as aside:
             aside.write_bytes(content)
 
-    def load(self, trial: str) -> bytes | None:
-        """Give the trial's checkpoint, if it has one."""
-        path = self._rundir.checkpoint(trial)
-        return path.read_bytes() if path.exists() else None
+    def load(self, trial: str, starts_from: str = "") -> bytes | None:
+        """Give the trial's checkpoint, else the one it starts from, if there is either."""
+        for name in (trial, starts_from):
+            path = self._rundir.checkpoint(name)
+            if name and path.exists():
+                return path.read_bytes()
+        return None
 
 
 def start_keeper(rundir: RunDir) -> Any:

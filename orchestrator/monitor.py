@@ -45,6 +45,13 @@ class Monitor:
         """Write one line."""
         self.console.print(text, markup=False, soft_wrap=True)
 
+    def say_now_and_then(self, what: str, text: str) -> None:
+        """Write a line about `what`, unless one was written just now."""
+        now = time.monotonic()
+        if now - self._said_at.get(what, -QUIET_STEP_S) >= QUIET_STEP_S:
+            self._said_at[what] = now
+            self.say(text)
+
     def on_progress(self, what: str, done: int, total: int, note: str = "") -> None:
         """Move the bar of `what`; without a terminal, write a line now and then."""
         label = LABELS.get(what, what)
@@ -80,8 +87,13 @@ class SearchMonitor:
         for search in self._tags:
             self._publish(search)
 
-    def on_line(self, line: dict[str, Any]) -> None:
-        """Take in one line of the journal."""
+    def on_line(self, what: str, line: dict[str, Any]) -> None:
+        """Take in one line of a journal: of the search, of its audit or of a refit."""
+        if line["note"]:
+            self._monitor.say(f"{line['trial']} epoch {line['epoch']}: {line['note']}")
+        if what != "search":
+            self._monitor.say_now_and_then(what, f"{what}: {line['trial']} epoch {line['epoch']}")
+            return
         self._count(line)
         self._publish(line["search"])
         num_ended = sum(state not in ("WAITING", "RUNNING") for state in self._states.values())

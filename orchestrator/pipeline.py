@@ -4,7 +4,6 @@ from pathlib import Path
 
 from mura_models.data.manifest import DataSet
 from mura_models.errors import ConfigError, RunError
-from mura_models.training import ProbeData
 from orchestrator.cluster import connected, find_dashboard, find_metrics_endpoints, is_inside_job, share_cluster
 from orchestrator.concluding import conclude
 from orchestrator.config import Placement, RunConfig
@@ -12,13 +11,15 @@ from orchestrator.datasets import cache_root
 from orchestrator.describing import record_ingest
 from orchestrator.exploring import explore_data
 from orchestrator.ingest import ingest
-from orchestrator.monitor import Monitor, SearchMonitor
+from orchestrator.keeper import start_keeper
+from orchestrator.monitor import Monitor
 from orchestrator.plan import Plan, make_plan
-from orchestrator.preparing import finish_manifest, gather_data
+from orchestrator.preparing import finish_manifest
 from orchestrator.provenance import open_run
 from orchestrator.report import render_report
-from orchestrator.rundir import Journal, RunDir, read_json, write_table
-from orchestrator.search import Share, run_searches
+from orchestrator.rundir import RunDir, read_json, write_table
+from orchestrator.stages import train_stages
+from orchestrator.work import Work
 
 
 def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Monitor) -> RunDir:
@@ -52,11 +53,19 @@ def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Moni
             monitor.say(f"data: {rundir.data_html.resolve()}")
             plan = make_plan(config, manifest)
             settle_plan(plan, rundir)
-            data = gather_data(config, plan, manifest, ingested)
-            search(config, plan, data, share=share, rundir=rundir, monitor=monitor)
-        conclude(
-            config=config, dataset=dataset, plan=plan, manifest=manifest, ingested=ingested, data=data, rundir=rundir
-        )
+            work = Work(
+                config=config,
+                dataset=dataset,
+                manifest=manifest,
+                plan=plan,
+                ingested=ingested,
+                rundir=rundir,
+                share=share,
+                monitor=monitor,
+            )
+            say_plan(plan, monitor)
+            trained = train_stages(work, start_keeper(rundir))
+            conclude(work, trained)
         render_report(rundir)
     return rundir
 
@@ -99,34 +108,20 @@ def settle_plan(plan: Plan, rundir: RunDir) -> None:
         raise ConfigError(f"{rundir.plan}: planned by another version of this program; --fresh starts anew beside it")
 
 
-def search(
-    config: RunConfig,
-    plan: Plan,
-    data: dict[str, ProbeData],
-    *,
-    share: Share,
-    rundir: RunDir,
-    monitor: Monitor,
-) -> None:
-    """Run the trials that are left."""
+def say_plan(plan: Plan, monitor: Monitor) -> None:
+    """Say how much there is to train, and which bones get no specialist."""
     for bone, why in plan.untrainable.items():
         monitor.say(f"no specialist for {bone}: {why}")
     monitor.say(f"{len(plan.trials)} trials in {len(plan.searches)} searches")
-    follower = SearchMonitor(config, plan, monitor)
-    follower.begin(Journal(rundir.journal).lines)
-    run_searches(config, plan, data, rundir=rundir, share=share, on_line=follower.on_line)
 
 
 def forecast(config: RunConfig, dataset: DataSet, monitor: Monitor) -> None:
     """Plan on the scan alone and say what the run would cost; decodes and trains nothing."""
     plan = make_plan(config, dataset.manifest)
     table = plan.to_table()
-    for bone, why in plan.untrainable.items():
-        monitor.say(f"no specialist for {bone}: {why}")
+    say_plan(plan, monitor)
     columns = ["search", "lr_schedule", "lr", "weight_decay", "num_epochs", "updates_per_epoch", "forecast_s"]
     monitor.say(table[columns].to_string(index=False))
     num_films = dataset.manifest["digest"].nunique()
-    monitor.say(
-        f"{len(table)} trials in {len(plan.searches)} searches; at full length {table['forecast_s'].sum():.0f} s "
-        f"of one CPU core; {num_films} films to decode and embed, unless cached"
-    )
+    monitor.say(f"at full length {table['forecast_s'].sum():.0f} s of one CPU core")
+    monitor.say(f"{num_films} films to decode and embed, unless cached")

@@ -1,5 +1,6 @@
 """`mura predict`: a bundle answers for films, without Ray."""
 
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mura_models.backbones import Backbone
 from mura_models.bundle import Bundle, read_bundle
 from mura_models.data.images import decode_image
 from mura_models.data.manifest import read_predict_input, study_codes
@@ -35,22 +37,23 @@ def predict_files(bundle_dir: Path, data: Path, out: Path, *, split: str | None 
         if "split" not in manifest or not (manifest["split"] == split).any():
             raise DataError(f"split={split}: {data} has no such rows")
         manifest = manifest[manifest["split"] == split].reset_index(drop=True)
-    features_ND, failures = embed_files(bundle, manifest)
+    with tempfile.TemporaryDirectory(prefix="mura-predict-") as scratch:
+        films_NHW, failures = decode_files(bundle, manifest, Path(scratch) / "films")
+        used = manifest[~manifest["path"].isin(failures)].reset_index(drop=True)
+        answers = bundle.assembly.predict(Embedding(bundle, films_NHW), study_codes(used)) if len(used) else None
     for path, reason in [*dataset.quarantine.itertuples(index=False), *failures.items()]:
         print(f"left out: {path}: {reason}")
-    used = manifest[~manifest["path"].isin(failures)].reset_index(drop=True)
-    if not len(used):
+    if answers is None:
         raise DataError(f"{data}: no film can be used")
-    answers = bundle.assembly.predict(features_ND, study_codes(used))
     known = used[[column for column in KNOWN_COLUMNS if column in used]]
     write_predictions(pd.concat([known, answers], axis=1), out)
     print(f"{len(used)} films: {out}")
 
 
-def embed_files(bundle: Bundle, manifest: pd.DataFrame) -> tuple[np.ndarray, dict[str, str]]:
-    """Give the plain embeddings [N, D] of the films that can be used, and path -> reason of the others."""
-    model, choice = prepare_model(bundle.backbone, choose_here(bundle), bundle.preprocessing.image_size_px)
-    embedder = Embedder(model, choice, num_threads=torch.get_num_threads())
+def decode_files(bundle: Bundle, manifest: pd.DataFrame, scratch: Path) -> tuple[np.ndarray, dict[str, str]]:
+    """Give the films that can be used, [N, S, S] in a file of their own, and path -> reason of the others."""
+    size_px = bundle.preprocessing.image_size_px
+    films_NHW = np.memmap(scratch, np.uint8, "w+", shape=(max(1, len(manifest)), size_px, size_px))
     failures: dict[str, str] = {}
 
     def open_film(path: str, file: str) -> np.ndarray | None:
@@ -60,21 +63,48 @@ def embed_files(bundle: Bundle, manifest: pd.DataFrame) -> tuple[np.ndarray, dic
             failures[path] = str(error)
             return None
 
-    features = [np.zeros((0, bundle.backbone.num_features), np.float16)]
+    num_used = 0
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(manifest), FILMS_PER_BATCH):
             part = manifest.iloc[start : start + FILMS_PER_BATCH]
-            films = [film for film in pool.map(open_film, part["path"], part["file"]) if film is not None]
-            if films:
-                features.append(embed_outcomes(np.stack(films), embedder, outcomes=OUTCOMES[:1])[:, 0])
-    return np.concatenate(features), failures
+            for film in pool.map(open_film, part["path"], part["file"]):
+                if film is not None:
+                    films_NHW[num_used] = film
+                    num_used += 1
+    return films_NHW[:num_used], failures
 
 
-def choose_here(bundle: Bundle) -> RuntimeChoice:
+class Embedding:
+    """The films' plain embeddings, by whichever backbone of a bundle is asked for; each is opened once."""
+
+    def __init__(self, bundle: Bundle, films_NHW: np.ndarray) -> None:
+        self._bundle = bundle
+        self._films_NHW = films_NHW
+        self._opened: tuple[str, Embedder] | None = None
+
+    def __call__(self, backbone: str, rows: np.ndarray) -> np.ndarray:
+        """Embed the films of these rows: float16 [len(rows), D]."""
+        embedder = self._open(backbone)
+        features = [np.zeros((0, embedder.num_features), np.float16)]
+        for start in range(0, len(rows), FILMS_PER_BATCH):
+            films_BHW = self._films_NHW[rows[start : start + FILMS_PER_BATCH]]
+            features.append(embed_outcomes(films_BHW, embedder, outcomes=OUTCOMES[:1])[:, 0])
+        return np.concatenate(features)
+
+    def _open(self, backbone: str) -> Embedder:
+        if self._opened is None or self._opened[0] != backbone:
+            bundle = self._bundle
+            part = bundle.backbones[backbone]
+            model, choice = prepare_model(part, choose_here(bundle, part), bundle.preprocessing.image_size_px)
+            self._opened = backbone, Embedder(model, choice, num_threads=torch.get_num_threads())
+        return self._opened[1]
+
+
+def choose_here(bundle: Bundle, backbone: Backbone) -> RuntimeChoice:
     """Run the backbone as in training where this machine can, else as it does best."""
     if bundle.choice.device == "cpu" or torch.cuda.is_available():
         return bundle.choice
-    return choose_runtime(bundle.backbone.name, "cpu")
+    return choose_runtime(backbone.name, "cpu")
 
 
 def write_predictions(predictions: pd.DataFrame, out: Path) -> None:

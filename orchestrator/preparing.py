@@ -6,11 +6,12 @@ import pandas as pd
 from mura_models.data.folds import assign_folds
 from mura_models.data.manifest import DataSet, patient_codes, study_codes
 from mura_models.errors import DataError
-from mura_models.training import ProbeData
+from mura_models.training import SearchData
 from orchestrator.config import RunConfig
 from orchestrator.ingest import Ingested
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, holds_out_one_fold
 from orchestrator.rundir import RunDir, write_table
+from orchestrator.work import Work
 
 
 def finish_manifest(config: RunConfig, dataset: DataSet, ingested: Ingested, rundir: RunDir) -> pd.DataFrame:
@@ -36,12 +37,14 @@ def finish_manifest(config: RunConfig, dataset: DataSet, ingested: Ingested, run
     return manifest
 
 
-def gather_data(config: RunConfig, plan: Plan, manifest: pd.DataFrame, ingested: Ingested) -> dict[str, ProbeData]:
-    """Give each search its rows of the train embeddings, which all share."""
-    train = manifest[manifest["split"] == "train"].reset_index(drop=True)
-    features_NOD = np.ascontiguousarray(ingested.embeddings.rows[ingested.embeddings.find(train["digest"])])
+def gather_data(work: Work, plan: Plan, base: str) -> dict[str, SearchData]:
+    """Give each search its rows of the train embeddings, by the backbone of this key, and of the films."""
+    train = work.train
+    features_NOD = work.embed(base, train, all_outcomes=True)
+    films = work.ingested.films
+    has_networks = any(trial.recipe == "finetune" for trial in plan.trials)
+    films_NHW = films.rows[films.find(train["digest"])] if has_networks else None
     bones = train["bone"].to_numpy(dtype=str)
-    classes = tuple(sorted(set(bones)))
     columns = {
         "folds": train["fold"].to_numpy(np.int64),
         "studies": study_codes(train),
@@ -50,17 +53,18 @@ def gather_data(config: RunConfig, plan: Plan, manifest: pd.DataFrame, ingested:
     }
     data = {}
     for name in plan.searches:
-        target = name.rsplit("/", 1)[0]
+        target, recipe = name.rsplit("/", 1)
         is_specialist = target.startswith("specialist:")
         rows = np.flatnonzero(bones == target.removeprefix("specialist:")) if is_specialist else np.arange(len(train))
         is_router = target == "router"
-        labels = np.searchsorted(classes, bones) if is_router else train["label"].to_numpy(np.int64)
-        data[name] = ProbeData(
+        labels = np.searchsorted(work.bones, bones) if is_router else train["label"].to_numpy(np.int64)
+        data[name] = SearchData(
             features_NOD=features_NOD,
+            films_NHW=films_NHW,
             rows=rows,
             labels=labels[rows],
-            num_folds=config.num_folds,
-            bone_classes=classes if is_router else None,
+            held_out=(0,) if holds_out_one_fold(work.config, recipe) else tuple(range(work.config.num_folds)),
+            bone_classes=tuple(work.bones) if is_router else None,
             **{column: values[rows] for column, values in columns.items()},
         )
     return data

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mura_models.assembly import Assembly
+from mura_models.assembly import Assembly, Features
 from mura_models.data.manifest import patient_codes, study_codes
 from mura_models.intervals import compare, compare_mean_of_groups, summarise
 from mura_models.metrics import Scored, confusion, macro_f1, mean_of_groups, to_studies
@@ -15,14 +15,13 @@ COMPARED_METRICS = ("auroc", "kappa")
 UNITS = ("study", "image")
 
 
-def predict_test(
-    assembly: Assembly, test: pd.DataFrame, features_ND: np.ndarray, recipes: Sequence[str]
-) -> pd.DataFrame:
+def predict_test(assembly: Assembly, test: pd.DataFrame, features: Features, recipes: Sequence[str]) -> pd.DataFrame:
     """Give a row a test image: every system's `p_<system>` and `threshold_<system>`, and the served answer."""
     studies = study_codes(test)
-    routing = assembly.route(features_ND, studies)
+    routing = assembly.route(features, studies)
     true_bones = pd.Categorical(test["bone"], categories=list(assembly.classes)).codes.astype(np.int64)
-    ratings = {name: model.rate(features_ND) for name, model in assembly.models.items()}
+    rows = np.arange(len(test))
+    ratings = {name: model.rate(features, rows) for name, model in assembly.models.items()}
     predictions = test[["path", "bone", "patient", "study", "label"]].reset_index(drop=True)
     predictions["bone_predicted"] = assembly.name_bones(routing.bones, routing.p_bone)
     predictions["p_bone"] = routing.p_bone

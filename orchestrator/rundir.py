@@ -1,7 +1,8 @@
 """The run directory: the only place that knows file names, whole-or-nothing writes and the journal.
 
 run.json  manifest.parquet  quarantine.csv  exploration.json  samples/  data.html  plan.csv  journal.jsonl
-trials.parquet  served.json  predictions.parquet  report.json  report.html  figures/  bundle/  checkpoints/
+audit.jsonl  refit.jsonl  trials.parquet  served.json  predictions.parquet  report.json  report.html  figures/
+bundle/  checkpoints/  embeddings/
 """
 
 import fcntl
@@ -76,6 +77,21 @@ class RunDir:
     def journal(self) -> Path:
         """A line an epoch of a trial."""
         return self.root / "journal.jsonl"
+
+    @property
+    def audit_journal(self) -> Path:
+        """A line an epoch of a stopped trial that was run to its end."""
+        return self.root / "audit.jsonl"
+
+    @property
+    def refit_journal(self) -> Path:
+        """A line an epoch of a winner's configuration under a fresh seed."""
+        return self.root / "refit.jsonl"
+
+    @property
+    def embeddings(self) -> Path:
+        """Embeddings by networks trained here, while the run needs them."""
+        return self.root / "embeddings"
 
     @property
     def trials(self) -> Path:

@@ -5,8 +5,10 @@ that a continued trial, to which Tune gives a new id, is judged as if nothing ha
 """
 
 import math
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +30,7 @@ class Ladder:
 
     def __init__(self, *, metric: str, grace_epochs: int, num_epochs: int) -> None:
         self.metric = metric
+        self._rungs = sorted(list_rungs(grace_epochs=grace_epochs, num_epochs=num_epochs))
         self._arrivals: dict[int, set[str]] = defaultdict(set)
         self._asha = AsyncHyperBandScheduler(
             time_attr="epoch",
@@ -44,10 +47,12 @@ class Ladder:
 
     def is_to_stop(self, trial: str, epoch: int, score: float) -> bool:
         """Record a trial's score at an epoch and say whether it ends here."""
-        self._arrivals[epoch].add(trial)
+        num_passed = bisect_right(self._rungs, epoch)
+        arrivals = self._arrivals[num_passed]
+        arrivals.add(trial)
         result = {"epoch": epoch, self.metric: score}
         decision = self._asha.on_trial_result(None, SimpleNamespace(trial_id=trial), result)
-        return bool(decision == TrialScheduler.STOP) and len(self._arrivals[epoch]) > MIN_PEERS
+        return bool(decision == TrialScheduler.STOP) and num_passed > 0 and len(arrivals) > MIN_PEERS
 
 
 def list_rungs(*, grace_epochs: int, num_epochs: int) -> frozenset[int]:
@@ -71,18 +76,30 @@ def _unflatten(result: Line) -> Line:
     return nested
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LadderRule:
+    """How the trials of one search are judged."""
+
+    metric: str
+    """The dev metric."""
+    grace_epochs: int
+    """The first rung."""
+    num_epochs: int
+    """The horizon: a trial's last epoch."""
+
+
 class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
     """Tune's trial scheduler for all searches of a stage: trials in the plan's order, judged search by search.
 
-    `metrics` gives each search's dev metric; `is_stopping` False lets every trial run to its own end.
+    `grace_epochs` gives trials that may not be judged before an epoch of their own, as those whose rate still rises;
+    `is_stopping` False lets every trial run to its own end.
     """
 
     def __init__(
         self,
         *,
-        metrics: dict[str, str],
-        grace_epochs: int,
-        num_epochs: int,
+        rules: Mapping[str, LadderRule],
+        grace_epochs: Mapping[str, int],
         is_stopping: bool,
         journal: Journal,
         on_line: Callable[[Line], None] = lambda line: None,
@@ -91,9 +108,10 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         self._journal = journal
         self._on_line = on_line
         self._is_stopping = is_stopping
+        self._grace_epochs = grace_epochs
         self._ladders = {
-            search: Ladder(metric=metric, grace_epochs=grace_epochs, num_epochs=num_epochs)
-            for search, metric in metrics.items()
+            search: Ladder(metric=rule.metric, grace_epochs=rule.grace_epochs, num_epochs=rule.num_epochs)
+            for search, rule in rules.items()
         }
         self._known: set[str] = set()
         self._replay()
@@ -154,6 +172,8 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         score = metrics.get(self._ladders[search].metric)
         if not self._is_stopping or score is None or not math.isfinite(score):
             return False
+        if epoch < self._grace_epochs.get(trial, 0):
+            return False
         return self._ladders[search].is_to_stop(trial, epoch, score)
 
     def _write(self, search: str, trial: str, result: dict[str, Any], *, state: str, why: str | None = None) -> None:
@@ -165,6 +185,7 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
             decision="continue" if state == "RUNNING" else "stop",
             state=state,
             why=why,
+            note=result.get("note"),
             worker=result.get("worker"),
         )
         self._on_line(line)

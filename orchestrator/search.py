@@ -1,22 +1,22 @@
-"""Run a stage: one Tuner over all of its searches, one queue, so that no GPU idles while one bone finishes."""
+"""Run the trials of a stage: one Tuner over all of its searches, one queue: no GPU idles while one bone ends."""
 
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
 
+from mura_models.backbones import Backbone
 from mura_models.errors import RunError
-from mura_models.training import ProbeData
+from mura_models.training import SearchData
 from orchestrator.config import RunConfig
-from orchestrator.keeper import start_keeper
 from orchestrator.plan import Plan, PlannedTrial
 from orchestrator.rundir import Journal, RunDir
-from orchestrator.scheduling import LadderPerSearch, Line, list_rungs
-from orchestrator.trial import ProbeTrial, TrialInputs
+from orchestrator.scheduling import LadderPerSearch, LadderRule, Line, list_rungs
+from orchestrator.trial import FinetuneTrial, Job, ProbeTrial, TrialInputs
 
 MAX_WORKER_FAILURES = 3
 """How often Ray starts a trial again whose worker died; each time it goes on from its last checkpoint."""
@@ -31,68 +31,98 @@ class Share:
     max_concurrent: int | None = None
 
 
-def run_searches(
-    config: RunConfig,
-    plan: Plan,
-    data: dict[str, ProbeData],
-    *,
-    rundir: RunDir,
-    share: Share,
-    on_line: Callable[[Line], None],
-) -> Journal:
-    """Run every trial that the journal does not show as ended; return the journal.
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What the trainings of one stage share: the search itself, its audit and its refits."""
 
-    Raises RunError where trials remain, as after Ctrl-C.
+    config: RunConfig
+    plan: Plan
+    """The trials of this stage."""
+    data: Mapping[str, SearchData]
+    backbone: Backbone | None
+    """Where whole networks are trained: what they start from."""
+    rundir: RunDir
+    keeper: Any
+    """The actor that keeps checkpoints."""
+    share: Share
+    on_line: Callable[[str, Line], None]
+    """Told every line of a journal, and what it belongs to: search, audit or refit."""
+
+
+def run_search(stage: Stage) -> None:
+    """Run every trial that the journal does not show as ended. Raises RunError where trials remain."""
+    run_jobs(stage, [make_job(stage.config, stage.plan, trial) for trial in stage.plan.trials], what="search")
+
+
+def make_job(config: RunConfig, plan: Plan, trial: PlannedTrial) -> Job:
+    """Give a planned trial as a job, its checkpoint kept wherever the ladder may stop it."""
+    rule = make_rules(config, plan)[trial.search]
+    rungs = list_rungs(grace_epochs=rule.grace_epochs, num_epochs=rule.num_epochs)
+    return Job(
+        search=trial.search,
+        trial=trial.trial,
+        settings=trial.settings(config),
+        keep_epochs=rungs | {trial.grace_epochs},
+    )
+
+
+def make_rules(config: RunConfig, plan: Plan) -> dict[str, LadderRule]:
+    """Give each search its ladder: the horizon is the search's maximum."""
+    return {
+        trial.search: LadderRule(
+            metric=f"dev_{trial.settings(config).metric}",
+            grace_epochs=config.count_grace_epochs(trial.num_epochs),
+            num_epochs=trial.num_epochs,
+        )
+        for trial in plan.trials
+    }
+
+
+def run_jobs(stage: Stage, jobs: Sequence[Job], *, what: str) -> Journal:
+    """Train whatever of these the journal of `what` does not show as ended; only a search stops trials early.
+
+    Raises RunError where some remain, as after Ctrl-C.
     """
-    journal = Journal(rundir.journal)
-    waiting = [trial for trial in plan.trials if trial.trial not in journal.final_states()]
+    paths = {"search": stage.rundir.journal, "audit": stage.rundir.audit_journal, "refit": stage.rundir.refit_journal}
+    journal = Journal(paths[what])
+    waiting = [job for job in jobs if job.trial not in journal.final_states()]
     if waiting:
-        _fit(config, plan, waiting, data, rundir=rundir, share=share, journal=journal, on_line=on_line)
-    left = [trial.trial for trial in plan.trials if trial.trial not in journal.final_states()]
+        scheduler = LadderPerSearch(
+            rules=make_rules(stage.config, stage.plan),
+            grace_epochs={trial.trial: trial.grace_epochs for trial in stage.plan.trials},
+            is_stopping=stage.config.early_stopping and what == "search",
+            journal=journal,
+            on_line=lambda line: stage.on_line(what, line),
+        )
+        _fit(stage, waiting, scheduler)
+    left = [job.trial for job in jobs if job.trial not in journal.final_states()]
     if left:
-        raise RunError(f"stopped with {len(left)} of {len(plan.trials)} trials to go: the same command continues")
+        raise RunError(f"stopped with {len(left)} of {len(jobs)} trials to go: the same command continues")
     return journal
 
 
-def _fit(
-    config: RunConfig,
-    plan: Plan,
-    waiting: list[PlannedTrial],
-    data: dict[str, ProbeData],
-    *,
-    rundir: RunDir,
-    share: Share,
-    journal: Journal,
-    on_line: Callable[[Line], None],
-) -> None:
-    settings = {trial.trial: trial.settings(config) for trial in waiting}
-    metrics = {trial.search: f"dev_{trial.settings(config).metric}" for trial in plan.trials}
+def _fit(stage: Stage, jobs: Sequence[Job], scheduler: LadderPerSearch) -> None:
     inputs = TrialInputs(
-        data=data,
-        settings=settings,
-        keeper=start_keeper(rundir),
-        keep_epochs=list_rungs(grace_epochs=config.grace_epochs, num_epochs=config.num_epochs),
+        data={search: stage.data[search] for search in {job.search for job in jobs}},
+        jobs={job.trial: job for job in jobs},
+        keeper=stage.keeper,
+        backbone=stage.backbone,
     )
-    scheduler = LadderPerSearch(
-        metrics=metrics,
-        grace_epochs=config.grace_epochs,
-        num_epochs=config.num_epochs,
-        is_stopping=config.early_stopping,
-        journal=journal,
-        on_line=on_line,
-    )
-    names = [{"search": trial.search, "trial": trial.trial} for trial in waiting]
+    names = [{"search": job.search, "trial": job.trial} for job in jobs]
+    share = stage.share
     _silence_tune()
     with tempfile.TemporaryDirectory(prefix="mura-tune-") as scratch:
         tuner = tune.Tuner(
-            _with_inputs(inputs),
+            _with_inputs(ProbeTrial if stage.backbone is None else FinetuneTrial, inputs),
             param_space={
                 "trial": tune.grid_search(names),  # in the plan's order
                 "num_cpus": share.num_cpus,
                 "num_gpus": share.num_gpus,
             },
             tune_config=tune.TuneConfig(
-                scheduler=scheduler, reuse_actors=True, max_concurrent_trials=share.max_concurrent
+                scheduler=scheduler,
+                reuse_actors=stage.backbone is None,  # a fresh process gives back all of a GPU's memory
+                max_concurrent_trials=share.max_concurrent,
             ),
             run_config=tune.RunConfig(
                 storage_path=scratch,  # Ray keeps no state that matters: the journal and the keeper do
@@ -104,10 +134,10 @@ def _fit(
         tuner.fit()
 
 
-def _with_inputs(inputs: TrialInputs) -> Any:
+def _with_inputs(kind: type[tune.Trainable], inputs: TrialInputs) -> Any:
     """Bind the inputs; the class keeps its name, which is what the dashboard shows."""
-    trainable = tune.with_parameters(ProbeTrial, inputs=inputs)
-    trainable.__name__ = trainable.__qualname__ = ProbeTrial.__name__
+    trainable = tune.with_parameters(kind, inputs=inputs)
+    trainable.__name__ = trainable.__qualname__ = kind.__name__
     return trainable
 
 

@@ -2,33 +2,51 @@
 
 import os
 import time
-from dataclasses import dataclass, field
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
 from ray import tune
 
-from mura_models.training import Epoch, ProbeData, ProbeTraining, TrialSettings
+from mura_models.backbones import Backbone
+from mura_models.finetuning import FinetuneTraining
+from mura_models.probing import ProbeTraining
+from mura_models.training import Epoch, SearchData, Training, TrialSettings
 
 KEEP_EVERY_S = 10.0
 """A trial that dies loses at most about this much work (chosen by us)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One training to do, under a name of its own."""
+
+    search: str
+    trial: str
+    settings: TrialSettings
+    starts_from: str = ""
+    """The trial whose checkpoint it takes up where it has none of its own."""
+    keep_epochs: frozenset[int] = frozenset()
+    """Epochs at which the ladder may stop it: its checkpoint is kept before it is judged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrialInputs:
     """What every trial of a stage needs, sent to each node once through Ray's object store."""
 
-    data: dict[str, ProbeData]
-    """By search; all share one array of embeddings."""
-    settings: dict[str, TrialSettings]
+    data: Mapping[str, SearchData]
+    """By search; all share one array of embeddings, and one of films."""
+    jobs: Mapping[str, Job]
     """By trial."""
     keeper: Any
-    keep_epochs: frozenset[int] = field(default_factory=frozenset)
-    """Epochs at which the ladder may stop a trial: its checkpoint is kept before it is judged."""
+    backbone: Backbone | None = None
+    """Where whole networks are trained: what they start from."""
 
 
-class ProbeTrial(tune.Trainable):  # type: ignore[misc]
+class TunedTrial(tune.Trainable):  # type: ignore[misc]
     """Tune's view of a trial: `config` names it (`trial`: search and plan id) and its share; the plan has the rest."""
 
     @classmethod
@@ -48,14 +66,17 @@ class ProbeTrial(tune.Trainable):  # type: ignore[misc]
         self._begin(new_config)
         return True
 
+    @abstractmethod
+    def make_training(self, data: SearchData, settings: TrialSettings, device: str) -> Training:
+        """Make the training that this kind of trial is."""
+
     def _begin(self, config: dict[str, Any]) -> None:
-        search, self.trial = config["trial"]["search"], config["trial"]["trial"]
+        self.job = self.inputs.jobs[config["trial"]["trial"]]
         device = "cuda" if torch.cuda.is_available() and config["num_gpus"] else "cpu"
-        data, settings = self.inputs.data[search], self.inputs.settings[self.trial]
-        self.training = ProbeTraining(data, settings, device=device)
+        self.training = self.make_training(self.inputs.data[self.job.search], self.job.settings, device)
         self.kept_at = time.monotonic()
         self.replay: list[dict[str, Any]] = []
-        checkpoint = ray.get(self.inputs.keeper.load.remote(self.trial))
+        checkpoint = ray.get(self.inputs.keeper.load.remote(self.job.trial, self.job.starts_from))
         if checkpoint is not None:
             self.training.restore(checkpoint)
             self.replay = list(self.training.history)
@@ -66,13 +87,13 @@ class ProbeTrial(tune.Trainable):  # type: ignore[misc]
             return self._tell(Epoch(**self.replay.pop(0)))
         epoch = self.training.train_epoch()
         if self._is_to_keep(epoch):
-            ray.get(self.inputs.keeper.keep.remote(self.trial, self.training.save()))
+            ray.get(self.inputs.keeper.keep.remote(self.job.trial, self.training.save()))
             self.kept_at = time.monotonic()
         return self._tell(epoch)
 
     def _is_to_keep(self, epoch: Epoch) -> bool:
         is_due = time.monotonic() - self.kept_at > KEEP_EVERY_S
-        return epoch.is_last or epoch.epoch in self.inputs.keep_epochs or is_due
+        return epoch.is_last or epoch.epoch in self.job.keep_epochs or is_due
 
     def _tell(self, epoch: Epoch) -> dict[str, Any]:
         worker = {
@@ -85,6 +106,24 @@ class ProbeTrial(tune.Trainable):  # type: ignore[misc]
             "epoch": epoch.epoch,
             "metrics": epoch.metrics,
             "failure": epoch.failure,
+            "note": epoch.note,
             "done": epoch.is_last,
             "worker": worker,
         }
+
+
+class ProbeTrial(TunedTrial):
+    """A trial of heads on embeddings."""
+
+    def make_training(self, data: SearchData, settings: TrialSettings, device: str) -> Training:
+        """Make the heads."""
+        return ProbeTraining(data, settings, device=device)
+
+
+class FinetuneTrial(TunedTrial):
+    """A trial of a whole network on films."""
+
+    def make_training(self, data: SearchData, settings: TrialSettings, device: str) -> Training:
+        """Make backbone and head."""
+        assert self.inputs.backbone is not None
+        return FinetuneTraining(data, settings, self.inputs.backbone.module, device=device)

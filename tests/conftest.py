@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
-from mura_models.assembly import AbnormalityModel, Assembly
+from mura_models.assembly import FROZEN, AbnormalityModel, Assembly, Network, Router
 from mura_models.calibration import Calibration
 from mura_models.data.manifest import patient_codes, study_codes
 from mura_models.heads import Heads, HeadSettings
-from mura_models.training import ProbeData, TrialSettings
+from mura_models.training import SearchData, TrialSettings
 
 SYSTEM_NAMES = (
     "baseline_linear_probe",
@@ -71,7 +71,7 @@ def make_probe_data(target="baseline", *, manifest=None, seed=0):
     classes = tuple(sorted(set(bones)))
     rows = np.flatnonzero((bones == target) | (target in ("baseline", "router")))
     labels = np.searchsorted(classes, bones) if target == "router" else train["label"].to_numpy(np.int64)
-    return ProbeData(
+    return SearchData(
         features_NOD=make_features(train, seed=seed),
         rows=rows,
         labels=labels[rows],
@@ -79,14 +79,14 @@ def make_probe_data(target="baseline", *, manifest=None, seed=0):
         studies=study_codes(train)[rows],
         patients=patient_codes(train)[rows],
         bones=bones[rows],
-        num_folds=NUM_FOLDS,
+        held_out=tuple(range(NUM_FOLDS)),
         bone_classes=classes if target == "router" else None,
     )
 
 
 def make_settings(**changes):
     """Give the settings of a trial of milliseconds."""
-    small = {"recipe": "mlp_probe", "lr": 0.01, "num_epochs": 4, "updates_per_epoch": 3, "batch_size": 16}
+    small = {"head": "mlp_probe", "lr": 0.01, "num_epochs": 4, "updates_per_epoch": 3, "batch_size": 16}
     return TrialSettings(**small | {"hidden_size": 5, "grace_epochs": 4, "seed": 7} | changes)
 
 
@@ -105,8 +105,18 @@ def make_heads(*, num_outputs=1, recipe="linear_probe", seed=0):
 def make_model(target, recipe="mlp_probe", *, seed=0, temperature=1.5, threshold=0.55):
     """Give a model of abnormality with random weights."""
     calibration = Calibration(temperature=temperature, threshold=threshold)
-    heads = make_heads(recipe=recipe, seed=seed)
-    return AbnormalityModel(target=target, recipe=recipe, heads=heads, calibration=calibration)
+    networks = (Network(backbone=FROZEN, heads=make_heads(recipe=recipe, seed=seed)),)
+    return AbnormalityModel(target=target, recipe=recipe, networks=networks, calibration=calibration)
+
+
+def serve_features(features_ND):
+    """Give embeddings as an assembly asks for them, by the one backbone there is."""
+
+    def find_features(backbone, rows):
+        assert backbone == FROZEN
+        return features_ND[rows]
+
+    return find_features
 
 
 def make_assembly(classes=("elbow", "hand", "wrist"), *, specialists=("elbow", "hand"), served=("hand",)):
@@ -119,7 +129,10 @@ def make_assembly(classes=("elbow", "hand", "wrist"), *, specialists=("elbow", "
     serving = {bone: f"specialist:{bone}/mlp_probe" if bone in served else "baseline/mlp_probe" for bone in classes}
     return Assembly(
         classes=classes,
-        router=make_heads(num_outputs=len(classes), seed=3),
+        router=Router(
+            recipe="linear_probe",
+            networks=(Network(backbone=FROZEN, heads=make_heads(num_outputs=len(classes), seed=3)),),
+        ),
         models={model.name: model for model in models},
         serving=serving,
     )

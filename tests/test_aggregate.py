@@ -1,30 +1,27 @@
 """From trials to what serves each bone, on dev rows alone."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import make_features, make_manifest, make_model
 from scipy.special import expit
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 
+from mura_models.assembly import FROZEN, Network
 from mura_models.calibration import calibrate
 from mura_models.errors import RunError
-from mura_models.metrics import Scored
-from mura_models.training import ProbeTraining
+from mura_models.metrics import score
+from mura_models.probing import ProbeTraining
+from mura_models.training import to_classes_array
 from orchestrator import aggregate
-from orchestrator.aggregate import (
-    Winner,
-    assemble,
-    choose_serving,
-    crown_winners,
-    describe_served,
-    find_best_baseline,
-    pick_winner,
-)
+from orchestrator.aggregate import assemble, choose_serving, describe_served, find_best_baseline, find_best_router
 from orchestrator.config import RunConfig
 from orchestrator.plan import make_plan
 from orchestrator.preparing import gather_data
+from orchestrator.winners import DevRows, Standing, Winner, crown, pick_winner, rank_trials
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,12 +35,15 @@ S = "s/mlp_probe"
 
 def gather():
     """Give the rows of every search."""
-    train = MANIFEST[MANIFEST["split"] == "train"]
-    places = {digest: row for row, digest in enumerate(train["digest"])}
-    embeddings = SimpleNamespace(
-        rows=make_features(train), find=lambda digests: np.array([places[digest] for digest in digests])
+    train = MANIFEST[MANIFEST["split"] == "train"].reset_index(drop=True)
+    work = SimpleNamespace(
+        config=CONFIG,
+        train=train,
+        bones=list(BONES),
+        embed=lambda backbone, rows, all_outcomes: make_features(rows),
+        ingested=SimpleNamespace(films=None),
     )
-    return gather_data(CONFIG, PLAN, MANIFEST, SimpleNamespace(embeddings=embeddings))
+    return gather_data(work, PLAN, FROZEN)
 
 
 DATA = gather()
@@ -55,23 +55,35 @@ def write_line(trial, score, *, epoch=5, state="COMPLETE", search=S):
     return {"search": search, "trial": f"{search}/{trial}", "epoch": epoch, "metrics": metrics, "state": state}
 
 
-def make_winner(search, *, skill, score=0.8):
+def make_winner(search, *, skill, folds=(0, 1, 2)):
     """Give a winner whose dev rows tell the labels apart by `skill`; equal noise on equal rows."""
     data, trial = DATA[search], PLAN.of_search(search)[0]
     noise = np.random.default_rng(0).normal(size=len(data.features_NOD))[data.rows]
-    dev = Scored(
-        labels=data.labels,
-        p_abnormal=expit(skill * (data.labels - 0.5) + noise),
-        thresholds=np.full(len(data.rows), 0.5),
-        patients=data.patients,
-    )
-    model = make_model(trial.target, trial.recipe)
-    return Winner(trial=trial, heads=model.heads, score=score, num_epochs=2, model=model, dev=dev)
+    logits = (skill * (data.labels - 0.5) + noise)[:, None]
+    dev = DevRows.of(data, logits[data.dev_entries])
+    dev = dev.subset(np.isin(dev.folds, folds))
+    model = make_model(trial.target, trial.recipe, temperature=1.0, threshold=0.5)
+    standing = Standing(trial=trial.trial, score=0.8, kept_epoch=2, num_epochs=2)
+    return Winner(trial=trial, standing=standing, shipped=(trial.trial,), networks=model.networks, dev=dev, model=model)
+
+
+def make_router(*, skill, recipe="linear_probe", folds=(0, 1, 2)):
+    """Give a router that names the bones by `skill`."""
+    search = "router/linear_probe"
+    data, trial = DATA[search], PLAN.of_search(search)[0]
+    noise = np.random.default_rng(1).normal(size=(len(data.rows), 3))
+    dev = DevRows.of(data, skill * np.eye(3)[data.labels] + noise)
+    dev = dev.subset(np.isin(dev.folds, folds))
+    trial = SimpleNamespace(search=f"router/{recipe}", target="router", recipe=recipe, stage=1 + (recipe == "finetune"))
+    standing = Standing(trial="", score=0.8, kept_epoch=2, num_epochs=2)
+    networks = make_model("router").networks
+    return Winner(trial=trial, standing=standing, shipped=(), networks=networks, dev=dev, model=None)
 
 
 def serve(*winners, bones=BONES):
     """Choose what serves the bones."""
-    return choose_serving(CONFIG, PLAN, {winner.trial.search: winner for winner in winners}, DATA, bones)
+    named = {winner.search: winner for winner in winners}
+    return choose_serving(CONFIG, PLAN.untrainable, named, bones)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +101,17 @@ def serve(*winners, bones=BONES):
     ],
 )
 def test_the_winner_is_the_trial_with_the_best_last_epoch(lines, best):
-    assert pick_winner(lines, S, "dev_auroc")["trial"] == f"{S}/{best}"
+    assert pick_winner(lines, S, "dev_auroc").trial == f"{S}/{best}"
+
+
+def test_where_the_best_epoch_is_shipped_it_is_the_one_that_counts():
+    lines = [write_line("000", value, epoch=epoch) for epoch, value in ((1, 0.7), (2, 0.9), (3, 0.9), (4, 0.6))]
+    for line in lines[:3]:
+        line["state"] = "RUNNING"
+    lines += [write_line("001", 0.8)]
+    ranked = rank_trials(lines, S, "dev_auroc", kept_epoch="best")
+    assert [(one.trial, one.score, one.kept_epoch) for one in ranked] == [(f"{S}/000", 0.9, 2), (f"{S}/001", 0.8, 5)]
+    assert pick_winner(lines, S, "dev_auroc").trial == f"{S}/001"
 
 
 @pytest.mark.parametrize("lines", [[], [write_line("000", 0.7, state="FAILED")], [write_line("000", None)]])
@@ -98,34 +120,21 @@ def test_a_search_whose_trials_all_failed_has_no_winner(lines):
         pick_winner(lines, S, "dev_auroc")
 
 
-def run_trials(failing=()):
-    """Train every trial of the plan; give journal lines and checkpoints."""
-    lines, checkpoints = [], {}
-    for trial in PLAN.trials:
-        training = ProbeTraining(DATA[trial.search], trial.settings(CONFIG))
-        *_, last = training.epochs()
-        checkpoints[trial.trial] = training.save()
-        state = "FAILED" if trial.search in failing else "COMPLETE"
-        named = {"search": trial.search, "trial": trial.trial, "epoch": last.epoch}
-        lines.append(named | {"metrics": last.metrics, "state": state})
-    return lines, checkpoints
-
-
-def test_every_search_is_crowned_with_a_model_calibrated_on_its_own_dev_rows():
-    lines, checkpoints = run_trials(failing=(HAND,))
-    winners, failed = crown_winners(CONFIG, PLAN, lines, DATA, checkpoints.__getitem__)
-    assert failed == {HAND: f"{HAND}: every trial failed"}
-    assert set(winners) == set(PLAN.searches) - {HAND}
-    assert winners["router/linear_probe"].model is None
+def test_a_winner_is_calibrated_on_its_own_dev_rows():
     for search in (LINEAR, MLP, "specialist:elbow/mlp_probe"):
-        winner, data = winners[search], DATA[search]
-        best = max((line for line in lines if line["search"] == search), key=lambda line: line["metrics"]["dev_auroc"])
-        assert winner.trial.trial == best["trial"]
-        assert winner.score == best["metrics"]["dev_auroc"]
-        again = ProbeTraining(data, winner.trial.settings(CONFIG))
-        list(again.epochs())
-        assert winner.model.calibration == calibrate(again.dev_logits[:, 0], data.labels, data.studies)
-        assert roc_auc_score(data.labels, winner.dev.p_abnormal) == roc_auc_score(data.labels, again.dev_logits[:, 0])
+        data, trial = DATA[search], PLAN.of_search(search)[0]
+        training = ProbeTraining(data, trial.settings(CONFIG))
+        *_, last = training.epochs()
+        standing = Standing(trial=trial.trial, score=last.metrics["dev_auroc"], kept_epoch=2, num_epochs=2)
+        networks = [Network(backbone=FROZEN, heads=training.heads)]
+        winner = crown(trial, standing, data, shipped=[trial.trial], networks=networks, dev_logits=training.dev_logits)
+        calibration = calibrate(training.dev_logits[:, 0], data.labels, data.studies)
+        assert winner.model.calibration == calibration
+        rows = pd.DataFrame({"study": data.studies, "label": data.labels})
+        rows["p"] = expit(training.dev_logits[:, 0].astype(np.float64) / calibration.temperature)
+        studies = rows.groupby("study").mean()
+        expected = roc_auc_score(studies["label"], studies["p"])
+        assert score(winner.rate_studies([0, 1, 2]))["auroc"] == pytest.approx(expected)
 
 
 def test_a_specialist_that_is_clearly_better_serves_its_bone_alone():
@@ -155,10 +164,34 @@ def test_the_gain_must_be_above_one_standard_error(monkeypatch, gain, error, is_
 
 def test_a_specialist_is_held_against_the_best_baseline():
     """Good enough against the worse baseline is not good enough."""
-    weak, strong = make_winner(LINEAR, skill=0.1, score=0.6), make_winner(MLP, skill=6, score=0.9)
+    weak, strong = make_winner(LINEAR, skill=0.1), make_winner(MLP, skill=6)
     served = serve(weak, strong, make_winner(HAND, skill=2))
     assert {choice.model for choice in served.values()} == {MLP}
-    assert find_best_baseline({LINEAR: weak, MLP: strong}) is strong
+    assert find_best_baseline(CONFIG, {LINEAR: weak, MLP: strong}) is strong
+
+
+def test_what_was_judged_on_one_fold_is_compared_on_that_fold():
+    """A baseline that is good elsewhere must not win by rows that the other was never judged on."""
+    everywhere, once = make_winner(LINEAR, skill=1), make_winner(MLP, skill=1.5, folds=(0,))
+    cheat = everywhere.dev.logits.copy()
+    cheat[everywhere.dev.folds != 0] = 20 * (everywhere.dev.labels[everywhere.dev.folds != 0, None] - 0.5)
+    flattered = replace(everywhere, dev=replace(everywhere.dev, logits=cheat))
+    assert find_best_baseline(CONFIG, {LINEAR: flattered, MLP: once}) is once
+    assert serve(flattered, once)["hand"].model == MLP
+
+
+def test_the_router_is_the_better_one_on_the_rows_that_judged_both():
+    probe, network = make_router(skill=3), make_router(skill=5, recipe="finetune", folds=(0,))
+    winners = {winner.search: winner for winner in (probe, network)}
+    assert find_best_router(winners) is network
+    mine = probe.dev.folds == 0
+    expected = f1_score(probe.dev.labels[mine], to_classes_array(probe.dev.logits[mine]), average="macro")
+    assert aggregate.rate_routers(winners)["router/linear_probe"] == pytest.approx(expected)
+
+
+def test_of_equal_routers_the_probe_is_taken():
+    probe, network = make_router(skill=50), make_router(skill=50, recipe="finetune", folds=(0,))
+    assert find_best_router({"router/finetune": network, "router/linear_probe": probe}) is probe
 
 
 def test_a_bone_without_a_specialist_says_why():
@@ -173,7 +206,7 @@ def test_what_a_served_model_is_worth_is_measured_on_its_bones_dev_studies():
     data = DATA[MLP]
     studies = np.unique(data.studies[data.bones == "hand"])
     labels = [data.labels[data.studies == study][0] for study in studies]
-    means = [baseline.dev.p_abnormal[data.studies == study].mean() for study in studies]
+    means = [expit(baseline.dev.logits[data.studies == study, 0]).mean() for study in studies]
     assert dev["auroc"] == pytest.approx(roc_auc_score(labels, means))
     assert dev["accuracy"] == pytest.approx(np.mean((np.array(means) >= 0.5) == labels))
 
@@ -185,19 +218,18 @@ def test_without_a_baseline_nothing_can_be_served():
 
 def test_the_assembly_holds_router_models_and_what_serves():
     baseline, hand = make_winner(MLP, skill=1), make_winner(HAND, skill=3)
-    trial = PLAN.of_search("router/linear_probe")[0]
-    router = Winner(trial=trial, heads=baseline.heads, score=0.9, num_epochs=2, model=None, dev=None)
+    router = make_router(skill=3)
     winners = {MLP: baseline, HAND: hand, "router/linear_probe": router}
     serving = {"elbow": MLP, "hand": HAND, "wrist": MLP}
     assembly = assemble(winners, serving, BONES)
     assert (assembly.classes, dict(assembly.serving), set(assembly.models)) == (BONES, serving, {MLP, HAND})
-    assert assembly.router is baseline.heads
+    assert (assembly.router.recipe, assembly.router.networks) == ("linear_probe", router.networks)
     assert assembly.can_route
 
 
 def test_without_a_router_the_best_baseline_serves_every_bone():
     winners = {MLP: make_winner(MLP, skill=0.2), HAND: make_winner(HAND, skill=5)}
-    served = choose_serving(CONFIG, PLAN, winners, DATA, BONES, can_route=False)
+    served = choose_serving(CONFIG, PLAN.untrainable, winners, BONES, can_route=False)
     assert {bone: choice.model for bone, choice in served.items()} == dict.fromkeys(BONES, MLP)
     assert all("no router was trained" in choice.why for choice in served.values())
     assert not assemble(winners, dict.fromkeys(BONES, MLP), BONES).can_route
@@ -205,7 +237,7 @@ def test_without_a_router_the_best_baseline_serves_every_bone():
 
 def test_what_was_decided_is_written_down():
     winners = {MLP: make_winner(MLP, skill=0.2), HAND: make_winner(HAND, skill=5)}
-    served = choose_serving(CONFIG, PLAN, winners, DATA, BONES)
+    served = choose_serving(CONFIG, PLAN.untrainable, winners, BONES)
     told = describe_served(served, winners, {LINEAR: "every trial failed"})
     hand = told["served"]["hand"]
     assert (hand["target"], hand["recipe"], hand["lr"]) == ("specialist:hand", "mlp_probe", winners[HAND].trial.lr)

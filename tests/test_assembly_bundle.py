@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import NUM_FEATURES, list_names, make_assembly, make_features, make_manifest
+from conftest import NUM_FEATURES, list_names, make_assembly, make_features, make_manifest, serve_features
 
-from mura_models.assembly import Assembly
+from mura_models.assembly import FROZEN, Assembly
 from mura_models.backbones import BackboneSpec, load_backbone
 from mura_models.bundle import Bundle, read_bundle, write_bundle
 from mura_models.calibration import apply_temperature
@@ -18,7 +18,7 @@ from mura_models.preprocessing import Preprocessing
 from mura_models.runtimes import RuntimeChoice
 
 NETWORK = "test_efficientnet"  # timm's own for tests: 0.4 MB
-FILES = ["backbone.safetensors", "bundle.json", "heads.safetensors"]
+FILES = ["backbone_0.safetensors", "bundle.json", "heads.safetensors"]
 
 
 def make_films():
@@ -39,7 +39,7 @@ def bundle(backbone):
     """A bundle in memory."""
     return Bundle(
         assembly=make_assembly().keep_served(),
-        backbone=backbone,
+        backbones={FROZEN: backbone},
         preprocessing=Preprocessing(image_size_px=64, resize="pad"),
         choice=RuntimeChoice(runtime="torch", precision="float32", device="cpu"),
         notes={"data": "made up", "version": "0"},
@@ -60,6 +60,11 @@ def edit_index(folder, edit):
     (folder / "bundle.json").write_text(json.dumps(index))
 
 
+def rate(model, features_ND):
+    """Let a model rate all films."""
+    return model.rate(serve_features(features_ND), np.arange(len(features_ND)))
+
+
 def expect_refusal(folder, told):
     """Reading ends in one line for the user."""
     with pytest.raises(BundleError, match=told) as caught:
@@ -70,15 +75,18 @@ def expect_refusal(folder, told):
 def test_a_model_rates_by_the_calibrated_mean_logit_of_its_heads():
     _, features_ND, _ = make_films()
     model = make_assembly().models["specialist:hand/mlp_probe"]
-    logits_KN = [model.heads.forward_one(k, torch.from_numpy(features_ND).float())[:, 0].detach() for k in range(3)]
+    heads = model.networks[0].heads
+    logits_KN = [heads.forward_one(k, torch.from_numpy(features_ND).float())[:, 0].detach() for k in range(3)]
     expected = apply_temperature(torch.stack(logits_KN).double().mean(0).numpy(), 0.8)
-    assert model.rate(features_ND) == pytest.approx(expected, abs=1e-6)
+    assert rate(model, features_ND) == pytest.approx(expected, abs=1e-6)
 
 
 def test_images_of_a_study_are_routed_together_and_others_are_not():
     _, features_ND, studies = make_films()
     assembly = make_assembly()
-    together, alone = assembly.route(features_ND, studies), assembly.route(features_ND, np.arange(len(features_ND)))
+    together, alone = (
+        assembly.route(serve_features(features_ND), codes) for codes in (studies, np.arange(len(features_ND)))
+    )
     assert all(len(set(together.bones[studies == study])) == 1 for study in set(studies))
     assert np.array_equal(alone.bones, alone.image_bones)
     assert np.array_equal(together.image_bones, alone.image_bones)
@@ -87,13 +95,16 @@ def test_images_of_a_study_are_routed_together_and_others_are_not():
 def test_the_order_of_films_changes_no_answer():
     _, features_ND, studies = make_films()
     order = np.random.default_rng(0).permutation(len(studies))
-    straight, shuffled = (make_assembly().predict(features_ND[rows], studies[rows]) for rows in (slice(None), order))
+    straight, shuffled = (
+        make_assembly().predict(serve_features(features_ND[rows]), studies[rows]) for rows in (slice(None), order)
+    )
     assert shuffled["bone_predicted"].tolist() == straight["bone_predicted"].iloc[order].tolist()
     assert shuffled["p_abnormal"].to_numpy() == pytest.approx(straight["p_abnormal"].to_numpy()[order], abs=1e-6)
 
 
 def test_no_films_get_no_answers():
-    answers = make_assembly().predict(np.zeros((0, NUM_FEATURES), np.float16), np.zeros(0, np.int64))
+    nothing = serve_features(np.zeros((0, NUM_FEATURES), np.float16))
+    answers = make_assembly().predict(nothing, np.zeros(0, np.int64))
     assert list(answers) == ["bone_predicted", "p_bone", "p_abnormal", "prediction"]
     assert len(answers) == 0
 
@@ -102,11 +113,11 @@ def test_with_one_bone_there_is_nothing_to_route():
     _, features_ND, studies = make_films()
     several = make_assembly()
     one = Assembly(classes=("hand",), router=None, models=several.models, serving={"hand": "specialist:hand/mlp_probe"})
-    answers = one.predict(features_ND, studies)
+    answers = one.predict(serve_features(features_ND), studies)
     assert set(answers["bone_predicted"]) == {"hand"}
     assert set(answers["p_bone"]) == {1.0}
     assert answers["p_abnormal"].to_numpy() == pytest.approx(
-        several.models["specialist:hand/mlp_probe"].rate(features_ND)
+        rate(several.models["specialist:hand/mlp_probe"], features_ND)
     )
 
 
@@ -114,18 +125,18 @@ def test_without_a_router_no_bone_is_named():
     """Else every film would be called the first bone, for certain."""
     _, features_ND, studies = make_films()
     assembly = replace(make_assembly(specialists=(), served=()), router=None)
-    answers = assembly.predict(features_ND, studies)
+    answers = assembly.predict(serve_features(features_ND), studies)
     assert answers[["bone_predicted", "p_bone"]].isna().all(axis=None)
-    assert answers["p_abnormal"].to_numpy() == pytest.approx(assembly.models["baseline/mlp_probe"].rate(features_ND))
+    assert answers["p_abnormal"].to_numpy() == pytest.approx(rate(assembly.models["baseline/mlp_probe"], features_ND))
 
 
 def test_a_bundle_answers_as_what_was_put_in(bundle, folder):
     _, features_ND, studies = make_films()
     read = read_bundle(folder)
-    before, after = (b.assembly.predict(features_ND, studies) for b in (bundle, read))
+    before, after = (b.assembly.predict(serve_features(features_ND), studies) for b in (bundle, read))
     assert after.equals(before)
     images_B3HW = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(read.backbone.module(images_B3HW), bundle.backbone.module(images_B3HW))
+    assert torch.equal(read.backbones[FROZEN].module(images_B3HW), bundle.backbones[FROZEN].module(images_B3HW))
 
 
 def test_all_that_decides_an_answer_comes_back(bundle, folder):
@@ -135,7 +146,8 @@ def test_all_that_decides_an_answer_comes_back(bundle, folder):
     assert read.notes == bundle.notes
     assert read.assembly.classes == bundle.assembly.classes
     assert read.assembly.serving == bundle.assembly.serving
-    assert (read.backbone.name, read.backbone.weights_source) == (NETWORK, bundle.backbone.weights_source)
+    there, here = read.backbones[FROZEN], bundle.backbones[FROZEN]
+    assert (there.name, there.weights_source) == (NETWORK, here.weights_source)
 
 
 def test_only_what_serves_is_shipped(bundle):
@@ -158,7 +170,8 @@ def test_any_bone_can_be_in_a_bundle(bundle, tmp_path, bone):
     assembly = make_assembly(("hand", bone), specialists=("hand", bone), served=("hand", bone)).keep_served()
     write_bundle(replace(bundle, assembly=assembly), tmp_path)
     read = read_bundle(tmp_path).assembly
-    assert read.predict(features_ND, studies).equals(assembly.predict(features_ND, studies))
+    features = serve_features(features_ND)
+    assert read.predict(features, studies).equals(assembly.predict(features, studies))
 
 
 def test_a_bundle_holds_json_and_safetensors_alone(folder):
@@ -174,18 +187,18 @@ def test_a_bundle_names_no_patient_and_no_path_of_the_machine_that_made_it(bundl
     weights = tmp_path / "machine" / "weights.safetensors"
     weights.parent.mkdir()
     write_bundle(bundle, weights.parent)
-    (weights.parent / "backbone.safetensors").rename(weights)
+    (weights.parent / "backbone_0.safetensors").rename(weights)
     backbone = load_backbone(BackboneSpec(name=NETWORK, weights=str(weights)))
     folder = tmp_path / "bundle"
     folder.mkdir()
-    write_bundle(replace(bundle, backbone=backbone), folder)
+    write_bundle(replace(bundle, backbones={FROZEN: backbone}), folder)
     content = b"".join((folder / name).read_bytes() for name in FILES)
     assert str(tmp_path).encode() not in content
     assert not any(patient.encode() in content for patient in set(test["patient"]))
     assert not re.search(rb'"/[a-z]', content)
 
 
-@pytest.mark.parametrize("name", ["heads.safetensors", "backbone.safetensors"])
+@pytest.mark.parametrize("name", ["heads.safetensors", "backbone_0.safetensors"])
 @pytest.mark.parametrize("place", [100, -3])
 def test_a_byte_changed_anywhere_is_noticed(folder, name, place):
     content = bytearray((folder / name).read_bytes())
@@ -205,8 +218,8 @@ def test_a_folder_that_is_none_is_named(tmp_path):
 
 
 def test_a_bundle_of_another_schema_is_refused_with_both(folder):
-    edit_index(folder, lambda index: index.update(schema=2))
-    expect_refusal(folder, "a bundle of schema 2; this version reads schema 1")
+    edit_index(folder, lambda index: index.update(schema=1))
+    expect_refusal(folder, "a bundle of schema 1; this version reads schema 2")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", '"schema"', b"\xff\xfe"])
@@ -216,7 +229,7 @@ def test_an_index_that_is_none_is_refused(folder, content):
     expect_refusal(folder, "bundle.json: not a bundle's index")
 
 
-@pytest.mark.parametrize("name", ["sha256", "models", "classes", "serving", "backbone", "runtime", "preprocessing"])
+@pytest.mark.parametrize("name", ["sha256", "models", "classes", "serving", "backbones", "runtime", "preprocessing"])
 def test_an_index_with_a_part_missing_is_refused(folder, name):
     edit_index(folder, lambda index: index.pop(name))
     expect_refusal(folder, "bundle")
@@ -225,11 +238,11 @@ def test_an_index_with_a_part_missing_is_refused(folder, name):
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda index: index["models"]["baseline/mlp_probe"]["head"].update(hidden_size=9),
+        lambda index: index["models"]["baseline/mlp_probe"]["networks"][0]["head"].update(hidden_size=9),
         lambda index: index["models"]["baseline/mlp_probe"]["calibration"].update(bias=1),
         lambda index: index.update(models=[]),
         lambda index: index.update(sha256=[]),
-        lambda index: index["backbone"].update(name="no_such_network"),
+        lambda index: index["backbones"][FROZEN].update(name="no_such_network"),
         lambda index: index["runtime"].update(precision="int4"),
         lambda index: index["serving"].update(hand="specialist:none/mlp_probe"),
         lambda index: index["serving"].pop("hand"),

@@ -6,9 +6,11 @@ import pytest
 
 from mura_models.backbones import BackboneSpec
 from mura_models.errors import ConfigError
+from mura_models.finetune_settings import FinetuneSettings
 from mura_models.preprocessing import Preprocessing
 from orchestrator.cli import run_command
-from orchestrator.config import Placement, RunConfig, paper, preset, quick
+from orchestrator.config import Placement, RunConfig
+from orchestrator.presets import full, make_preset, paper, quick
 
 OTHER_RUNS = [
     {"bones": ("wrist",)},
@@ -22,7 +24,13 @@ OTHER_RUNS = [
     {"backbone": BackboneSpec(name="resnet18")},
     {"backbone": BackboneSpec(weights="none")},
     {"activation": "none"},
-    {"sampling": "balanced_bones"},
+    {"sampling": ("balanced_bones",)},
+    {"held_out": "fold_0"},
+    {"kept_epoch": "best"},
+    {"num_updates": 7},
+    {"refit_seeds": 2},
+    {"finetune_epochs": 3},
+    {"finetune": FinetuneSettings(rotation_degrees=30)},
     {"metric": "kappa"},
     {"early_stopping": False},
     {"seed": 1},
@@ -30,28 +38,30 @@ OTHER_RUNS = [
 
 
 def test_the_default_is_the_quick_preset():
-    assert preset("quick") == quick() == RunConfig()
-    assert (quick().backbone.name, quick().sampling, quick().metric) == ("efficientnet_lite0", "plain", "auroc")
+    assert make_preset("quick") == quick() == RunConfig()
+    assert (quick().backbone.name, quick().sampling, quick().metric) == ("efficientnet_lite0", ("plain",), "auroc")
 
 
 def test_the_paper_preset_has_the_papers_settings():
-    config = preset("paper")
+    config = make_preset("paper")
     assert config == paper()
     assert config.backbone == BackboneSpec(name="resnet18", weights="imagenet")
     assert config.preprocessing == Preprocessing(image_size_px=256, resize="stretch")
     assert (config.num_epochs, config.patience_epochs, config.num_folds) == (10, 4, 10)
-    assert (config.activation, config.sampling, config.metric) == ("none", "balanced_bones", "accuracy")
+    assert (config.activation, config.sampling, config.metric) == ("none", ("balanced_bones",), "accuracy")
 
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"preset": "fast"}, "preset=fast: must be one of quick, paper, full"),
         ({"metric": "f1"}, "metric=f1: must be one of auroc, kappa, accuracy"),
-        ({"sampling": "heavy"}, "sampling=heavy: must be one of plain, balanced_bones"),
+        ({"sampling": ("heavy",)}, "sampling=heavy: must be one of plain, balanced_bones"),
         ({"activation": "gelu"}, "activation=gelu: must be one of relu, none"),
         ({"recipes": ("forest",)}, "recipes=forest: must be one of linear_probe"),
-        ({"recipes": ("mlp_probe", "finetune")}, "recipes=finetune: not built yet"),
+        ({"ensemble": True}, "refit_seeds=0: an ensemble needs at least 2"),
+        ({"finetune": FinetuneSettings(frozen_epochs=12)}, "frozen_epochs=12: must be below finetune_epochs=12"),
+        ({"grace_fraction": 1.5}, r"grace_fraction=1.5: must lie in \[0, 1\]"),
+        ({"sampling": ()}, "sampling: name at least one"),
         ({"recipes": ()}, "recipes: name at least one"),
         ({"bones": ()}, "bones: name at least one"),
         ({"num_trials": 0}, r"trials=0: must lie in \[1,"),
@@ -77,10 +87,33 @@ def test_naming_a_thing_twice_is_refused(twice):
         RunConfig(**twice)
 
 
-@pytest.mark.parametrize("name", ["full", "fast"])
-def test_a_preset_that_is_not_there_is_refused(name):
-    with pytest.raises(ConfigError, match=f"preset={name}"):
-        preset(name)
+def test_a_preset_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="preset=fast: must be one of quick, paper, full"):
+        make_preset("fast")
+
+
+def test_the_full_preset_trains_whole_networks_as_stanford_did():
+    config = make_preset("full")
+    assert config == full()
+    assert (config.backbone.name, config.preprocessing.image_size_px) == ("densenet169", 320)
+    assert (config.refit_seeds, config.ensemble, config.finetune.rotation_degrees) == (5, True, 30.0)
+    assert "finetune" in config.recipes
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"backbone_lr_factor": 0}, "backbone_lr_factor=0"),
+        ({"frozen_epochs": -1}, "frozen_epochs=-1"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"rotation_degrees": 181}, "rotation_degrees=181"),
+        ({"zoom": 1.0}, "zoom=1.0"),
+        ({"contrast": -0.1}, "contrast=-0.1"),
+    ],
+)
+def test_a_training_of_the_network_that_cannot_be_is_refused_by_its_value(wrong, told):
+    with pytest.raises(ConfigError, match=f"{told}: must"):
+        FinetuneSettings(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +153,7 @@ def test_other_data_makes_another_run():
 
 @pytest.mark.parametrize(("num_epochs", "grace"), [(1, 1), (2, 1), (3, 2), (10, 4), (16, 7), (100, 40)])
 def test_grace_is_two_fifths_of_the_epochs_rounded_up(num_epochs, grace):
-    assert RunConfig(num_epochs=num_epochs).grace_epochs == grace
+    assert RunConfig().count_grace_epochs(num_epochs) == grace
 
 
 def test_settings_become_plain_json_with_every_choice():
@@ -135,7 +168,7 @@ def test_settings_become_plain_json_with_every_choice():
     [
         (["--trials", "0"], "error: trials=0: must lie in [1, 1000]"),
         (["--image-size", "5"], "error: image size 5 px: must lie in [16, 1024]"),
-        (["--preset", "full"], "error: preset=full: needs the recipe finetune"),
+        (["--preset", "fast"], "error: preset=fast: must be one of quick, paper, full"),
         (["--max-concurrent", "0"], "error: max_concurrent=0"),
         (["--data", "no such folder"], "error: no such folder: no such file or folder"),
     ],

@@ -42,6 +42,23 @@ OPTIONS = [
     "--cpus-per-trial",
     "--address",
     "--dry-run",
+    "--updates",
+    "--sampling",
+    "--audit",
+    "--refit-seeds",
+    "--ensemble",
+    "--finetune-trials",
+    "--finetune-epochs",
+    "--finetune-updates",
+    "--finetune-batch-size",
+    "--backbone-lr-factor",
+    "--frozen-epochs",
+    "--head-start",
+    "--ema-decay",
+    "--batchnorm-frozen",
+    "--rotation-degrees",
+    "--zoom",
+    "--contrast",
 ]
 
 
@@ -92,7 +109,7 @@ def test_help_comes_without_torch_or_ray_and_names_every_option() -> None:
     assert [option for option in OPTIONS if option not in done.stdout] == []
 
 
-@pytest.mark.parametrize("target", ["run", "test", "test-slow", "test-all", "lint", "types", "check", "clean"])
+@pytest.mark.parametrize("target", ["run", "test", "test-slow", "test-all", "lint", "types", "check", "bench", "clean"])
 def test_make_has_the_target(target: str) -> None:
     assert run_make("--dry-run", target).returncode == 0
 

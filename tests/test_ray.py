@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +18,10 @@ from ray_helpers import BIN, TINY, User, find_free_port, make_user, read_journal
 
 from orchestrator.cluster import share_cluster
 from orchestrator.config import Placement, RunConfig
+from orchestrator.keeper import start_keeper
 from orchestrator.plan import Plan, make_plan
 from orchestrator.rundir import RunDir
-from orchestrator.search import run_searches
+from orchestrator.search import Stage, run_search
 
 NUM_GPUS = 4
 LATCH_S = 120
@@ -72,8 +73,7 @@ def test_four_trials_at_once_have_a_gpu_each(num_cpus: int, tmp_path: Path) -> N
     with local_ray(num_cpus=num_cpus, num_gpus=NUM_GPUS):
         data = HeldData({search: make_probe_data(search.split("/")[0].split(":")[-1]) for search in plan.searches})
         data.latch = ray.remote(Latch).options(num_cpus=0, max_concurrency=8).remote(NUM_GPUS)
-        share = share_cluster(Placement())
-        run_searches(config, plan, data, rundir=RunDir(tmp_path), share=share, on_line=lambda line: None)
+        run_search(make_stage(config, plan, data, tmp_path, on_line=lambda line: None))
         devices = ray.get(data.latch.list_devices.remote())
     assert set(devices) == set(plan.searches)
     assert set(devices.values()) == {"0", "1", "2", "3"}
@@ -95,12 +95,27 @@ def test_a_trial_whose_worker_dies_goes_on(tmp_path: Path) -> None:
             os.kill(killed[0], signal.SIGKILL)
 
     with local_ray(num_cpus=2):
-        share = share_cluster(Placement())
-        run_searches(config, plan, data, rundir=RunDir(tmp_path), share=share, on_line=kill_once)
+        run_search(make_stage(config, plan, data, tmp_path, on_line=kill_once))
     lines = read_journal(tmp_path)
     assert [line["epoch"] for line in lines] == list(range(1, 31))
     assert [line["state"] for line in lines] == ["RUNNING"] * 29 + ["COMPLETE"]
     assert lines[-1]["worker"]["pid"] != killed[0]
+
+
+def make_stage(
+    config: RunConfig, plan: Plan, data: Mapping[str, Any], root: Path, *, on_line: Callable[[dict[str, Any]], None]
+) -> Stage:
+    rundir = RunDir(root)
+    return Stage(
+        config=config,
+        plan=plan,
+        data=data,
+        backbone=None,
+        rundir=rundir,
+        keeper=start_keeper(rundir),
+        share=share_cluster(Placement()),
+        on_line=lambda what, line: on_line(line),
+    )
 
 
 def plan_one_trial_a_search(num_epochs: int) -> tuple[RunConfig, Plan]:

@@ -74,7 +74,7 @@ def make_report(
     choice = {"target": "baseline", "recipe": "mlp_probe", "trial": "baseline/mlp_probe/000", "lr_schedule": "cosine"}
     dev = dict.fromkeys(METRICS, 0.75)
     why = "baseline: paired dev gain in auroc over the best baseline -0.0066, standard error 0.0108"
-    searches = list_searches(bones)
+    searches, states = list_searches(bones), {"COMPLETE": 2, "PRUNED": 1}
     data = {"name": "ward", "kind": "csv", "is_phantom": is_phantom, "notes": ["/wards/jane/films/a.csv is Latin-1"]}
     return {
         "schema": 1,
@@ -96,11 +96,12 @@ def make_report(
             "backbone": "resnet18",
             "weights": "file r18.pt",
             "runtime": {"runtime": "torch", "precision": "bfloat16", "device": "cpu"},
-            "searches": {s: {"trials": 3, "epochs": 11, "states": {"COMPLETE": 2, "PRUNED": 1}} for s in searches},
+            "searches": {
+                s: {"trials": 3, "epochs": 11, "max_epochs": 5, "updates_per_epoch": 15, "states": states}
+                for s in searches
+            },
             "failed_searches": failed or {},
             "bones_without_specialist": {bones[-1]: "81 normal and 10 abnormal images in train"},
-            "epochs": 5,
-            "updates_per_epoch": 15,
             "files_not_decoded": 1,
             "audit": audit,
             "refits": refits or {},

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SYSTEM_NAMES, make_assembly, make_features, make_manifest
+from conftest import SYSTEM_NAMES, make_assembly, make_features, make_manifest, serve_features
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
 from mura_models.metrics import METRICS
@@ -28,7 +28,7 @@ def make_test_rows():
 def predict():
     """Let the systems answer for the test rows."""
     test, features_ND = make_test_rows()
-    return predict_test(make_assembly(), test, features_ND, RECIPES)
+    return predict_test(make_assembly(), test, serve_features(features_ND), RECIPES)
 
 
 @cache
@@ -83,14 +83,15 @@ def test_what_ships_is_the_served_and_routed_system():
 def test_the_bundle_would_answer_the_same():
     test, features_ND = make_test_rows()
     studies = pd.factorize(test["patient"])[0]
-    answers = make_assembly().predict(features_ND, studies)
+    answers = make_assembly().predict(serve_features(features_ND), studies)
     pd.testing.assert_frame_equal(answers, predict()[list(answers.columns)])
 
 
 def test_each_system_asks_the_model_that_it_names():
     _, features_ND = make_test_rows()
     assembly, rows = make_assembly(), predict()
-    ratings = {name: model.rate(features_ND) for name, model in assembly.models.items()}
+    features, every = serve_features(features_ND), np.arange(len(features_ND))
+    ratings = {name: model.rate(features, every) for name, model in assembly.models.items()}
 
     def choose(bones, by_bone):
         names = [by_bone.get(bone, "baseline/mlp_probe") for bone in bones]
@@ -113,7 +114,7 @@ def test_each_system_asks_the_model_that_it_names():
 def test_a_study_is_routed_as_one_by_its_mean_probability():
     _, features_ND = make_test_rows()
     rows, assembly = predict(), make_assembly()
-    logits_NC = assembly.router.mean_logit(to_tensor(features_ND)).double()
+    logits_NC = assembly.router.networks[0].heads.mean_logit(to_tensor(features_ND)).double()
     p_NC = pd.DataFrame(logits_NC.softmax(1).numpy(), columns=list(assembly.classes))
     means = p_NC.groupby(rows["patient"]).transform("mean")
     assert rows["bone_predicted"].tolist() == means.idxmax(axis=1).tolist()
@@ -210,11 +211,11 @@ def test_a_recipe_without_a_baseline_is_no_system():
     assembly = make_assembly(served=())
     models = {name: model for name, model in assembly.models.items() if name != "baseline/linear_probe"}
     without = type(assembly)(classes=assembly.classes, router=assembly.router, models=models, serving=assembly.serving)
-    assert name_systems(predict_test(without, test, features_ND, RECIPES)) == SYSTEMS[1:]
+    assert name_systems(predict_test(without, test, serve_features(features_ND), RECIPES)) == SYSTEMS[1:]
 
 
 def test_without_any_specialist_there_are_baselines_and_what_is_served():
     test, features_ND = make_test_rows()
-    rows = predict_test(make_assembly(specialists=(), served=()), test, features_ND, RECIPES)
+    rows = predict_test(make_assembly(specialists=(), served=()), test, serve_features(features_ND), RECIPES)
     assert name_systems(rows) == [system for system in SYSTEMS if "specialists" not in system]
     assert rows["p_served_routed"].to_numpy() == pytest.approx(rows["p_baseline_mlp_probe"].to_numpy())

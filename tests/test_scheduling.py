@@ -17,7 +17,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.utils.util import flatten_dict
 
 from orchestrator.rundir import Journal
-from orchestrator.scheduling import MIN_PEERS, LadderPerSearch, list_rungs
+from orchestrator.scheduling import MIN_PEERS, LadderPerSearch, LadderRule, list_rungs
 
 GRACE, EPOCHS = 2, 8  # rungs at 2 and 4
 EASY, HARD = "specialist:easy/mlp_probe", "specialist:hard/mlp_probe"
@@ -32,15 +32,18 @@ class Driver:
 
     path: Path
     is_stopping: bool = True
+    own_grace: dict = field(default_factory=dict)
     lines: list = field(default_factory=list)
 
     def __post_init__(self):
         self.journal = Journal(self.path)
         self.trials = {}
         self.scheduler = LadderPerSearch(
-            metrics=METRICS,
-            grace_epochs=GRACE,
-            num_epochs=EPOCHS,
+            rules={
+                search: LadderRule(metric=metric, grace_epochs=GRACE, num_epochs=EPOCHS)
+                for search, metric in METRICS.items()
+            },
+            grace_epochs=self.own_grace,
             is_stopping=self.is_stopping,
             journal=self.journal,
             on_line=self.lines.append,
@@ -118,6 +121,22 @@ def test_nothing_is_stopped_before_grace_or_between_rungs(path):
         driver.report(EASY, number, GRACE, 0.9)
     for number in range(6):
         assert driver.report(EASY, number, 3, 0.9 - number / 10)
+
+
+def test_a_trial_is_not_judged_before_its_own_warm_up_is_over(path):
+    slow = f"{EASY}/004"
+    driver = Driver(path, own_grace={slow: 3})
+    driver.climb(EASY, [0.9, 0.8, 0.85, 0.95])
+    assert driver.report(EASY, 4, 1, 0.1)
+    assert driver.report(EASY, 4, GRACE, 0.1)
+    assert not driver.report(EASY, 4, 3, 0.1)
+
+
+def test_a_trial_whose_warm_up_is_over_late_stands_at_the_rung_it_passed(path):
+    driver = Driver(path, own_grace={f"{EASY}/{number:03d}": 3 for number in range(4)})
+    for number, score in enumerate([0.9, 0.8, 0.85]):
+        assert driver.report(EASY, number, 3, score)
+    assert not driver.report(EASY, 3, 3, 0.1)
 
 
 def test_the_rungs_are_where_asha_has_them():

@@ -13,8 +13,8 @@ from sklearn.metrics import f1_score, log_loss, roc_auc_score
 from mura_models.checkpoints import Checkpoint
 from mura_models.errors import ConfigError
 from mura_models.lr_schedules import LrSchedule
+from mura_models.probing import ProbeTraining
 from mura_models.sampling import BatchPlan
-from mura_models.training import ProbeTraining
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,7 +39,7 @@ def are_equal(first, second):
 def assert_same_checkpoint(first, second):
     """Compare two checkpoints to the last bit: heads, optimizer, dev logits and history."""
     a, b = Checkpoint.from_bytes(first.save()), Checkpoint.from_bytes(second.save())
-    assert are_equal(a.heads, b.heads)
+    assert are_equal(a.state, b.state)
     assert a.optimizer.keys() == b.optimizer.keys()
     assert all(are_equal(a.optimizer[number], b.optimizer[number]) for number in a.optimizer)
     assert np.array_equal(a.dev_logits, b.dev_logits)
@@ -89,7 +89,7 @@ def test_every_row_is_judged_by_the_head_that_never_saw_it():
 @pytest.mark.parametrize("recipe", ["linear_probe", "mlp_probe"])
 def test_a_trial_stopped_after_any_epoch_goes_on_to_the_same_bits(recipe, num_done):
     data = make_probe_data()
-    settings = make_settings(recipe=recipe, weight_decay=3.0, lr_schedule=LrSchedule(name="one_cycle"))
+    settings = make_settings(head=recipe, weight_decay=3.0, lr_schedule=LrSchedule(name="one_cycle"))
     whole, _ = train(data, settings)
     stopped = ProbeTraining(data, settings)
     for _ in range(num_done):
@@ -167,7 +167,7 @@ def test_a_damaged_embedding_fails_the_trial_rather_than_training_on():
 
 def draw_rows(folds, num_updates, **settings):
     """Give the rows [updates, K, B] that the heads are shown."""
-    plan = BatchPlan(folds, **{"num_folds": NUM_FOLDS, "num_outcomes": 4, "batch_size": 8, "seed": 0} | settings)
+    plan = BatchPlan(folds, **{"held_out": range(NUM_FOLDS), "num_outcomes": 4, "batch_size": 8, "seed": 0} | settings)
     return np.stack([plan.draw(update)[0] for update in range(num_updates)])
 
 
@@ -196,7 +196,7 @@ def test_balanced_sampling_shows_every_bone_equally_often():
 
 
 def test_the_four_outcomes_are_drawn_equally_often():
-    plan = BatchPlan(np.arange(30) % NUM_FOLDS, num_folds=NUM_FOLDS, num_outcomes=4, batch_size=64, seed=0)
+    plan = BatchPlan(np.arange(30) % NUM_FOLDS, held_out=range(NUM_FOLDS), num_outcomes=4, batch_size=64, seed=0)
     outcomes_UKB = np.stack([plan.draw(update)[1] for update in range(60)])
     assert np.bincount(outcomes_UKB.ravel()) / outcomes_UKB.size == pytest.approx([0.25] * 4, abs=0.02)
 
@@ -204,7 +204,7 @@ def test_the_four_outcomes_are_drawn_equally_often():
 def test_an_update_draws_the_same_whatever_was_drawn_before():
     folds = np.arange(17) % NUM_FOLDS
     assert np.array_equal(draw_rows(folds, 31)[30], draw_rows(folds, 31)[::-1][0])
-    plan = BatchPlan(folds, num_folds=NUM_FOLDS, num_outcomes=4, batch_size=8, seed=0)
+    plan = BatchPlan(folds, held_out=range(NUM_FOLDS), num_outcomes=4, batch_size=8, seed=0)
     alone = [plan.draw(update)[0] for update in (30, 2, 30)]
     assert np.array_equal(alone[0], draw_rows(folds, 31)[30])
     assert np.array_equal(alone[0], alone[2])
@@ -248,7 +248,7 @@ def test_dev_metrics_are_those_of_scikit_learn_by_study():
 
 def test_the_router_learns_the_bones():
     data = make_probe_data("router")
-    training, outcomes = train(data, make_settings(recipe="linear_probe", lr=0.1, num_epochs=12, metric="macro_f1"))
+    training, outcomes = train(data, make_settings(head="linear_probe", lr=0.1, num_epochs=12, metric="macro_f1"))
     named = training.dev_logits.argmax(1)
     assert outcomes[-1].metrics["dev_macro_f1"] == pytest.approx(f1_score(data.labels, named, average="macro"))
     assert outcomes[-1].metrics["dev_macro_f1"] > 0.95

@@ -32,7 +32,7 @@ def draw_learning_curves(
                 _draw_curve(axes, epochs, f"dev_{metric}", is_winner=trial == winner)
             unit = "image" if metric == "macro_f1" else "study"
             axes.set_ylabel(f"{METRIC_LABELS.get(metric, metric)} on dev, by {unit}")
-            _dress(axes, report["run"]["epochs"])
+            _dress(axes, report["run"]["searches"][search]["max_epochs"])
             if not winner:
                 axes.text(0.5, 0.5, "no winner", transform=axes.transAxes, ha="center", color=ALARM)
         drawings.append(panel.drawing(f"learning_curves_{number:02d}", f"Learning curves of {search}"))
@@ -59,7 +59,7 @@ def draw_winner_curves(
                 for part, column in (("train", f"train_{measure}"), ("dev", dev)):
                     _draw_part(panel.axes, epochs, column, part, kept_epoch=winner.get("kept_epoch"))
                 panel.axes.set_ylabel(f"{measure}, by image")
-                _dress(panel.axes, report["run"]["epochs"])
+                _dress(panel.axes, report["run"]["searches"][search]["max_epochs"])
             name = f"winner_{measure}_{number:02d}"
             drawings.append(panel.drawing(name, f"{measure.capitalize()} of the winner of {search} on train and dev"))
     return drawings

@@ -1,0 +1,75 @@
+"""What training a whole network needs beside its rates. Free of torch, so that the command line can list it."""
+
+import ast
+import inspect
+from dataclasses import dataclass, fields
+from typing import Any, get_args, get_type_hints
+
+from mura_models.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneSettings:
+    """How the whole network is trained; each field is an option of the command, its text the option's help."""
+
+    backbone_lr_factor: float = 1.0
+    """The backbone's rate as a part of the head's; searched unless given."""
+    frozen_epochs: int = 0
+    """Epochs at the start in which the head alone is trained."""
+    head_start: bool = True
+    """Start from a logistic regression on the frozen backbone's embeddings rather than from a random head."""
+    ema_decay: float | None = None
+    """Ship an exponential moving average of the weights; None = the weights themselves."""
+    is_batchnorm_frozen: bool = False
+    """Keep the running statistics of batch normalisation as they came."""
+    rotation_degrees: float = 0.0
+    """Each film is turned by up to so much either way (Stanford: 30)."""
+    zoom: float = 0.0
+    """Each film is scaled by up to so much either way, and moved by half as much of its side."""
+    contrast: float = 0.0
+    """Contrast and brightness are changed by up to so much either way."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.backbone_lr_factor <= 10:
+            raise ConfigError(f"backbone_lr_factor={self.backbone_lr_factor}: must lie in (0, 10]")
+        if self.frozen_epochs < 0:
+            raise ConfigError(f"frozen_epochs={self.frozen_epochs}: must not be negative")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"ema_decay={self.ema_decay}: must lie between 0 and 1")
+        if not 0 <= self.rotation_degrees <= 180:
+            raise ConfigError(f"rotation_degrees={self.rotation_degrees}: must lie in [0, 180]")
+        for name in ("zoom", "contrast"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Field:
+    """One setting as a command line shows it."""
+
+    name: str
+    type: type
+    default: Any
+    text: str
+    """What it means: the words under it in the class."""
+
+
+def describe_fields(settings: type) -> list[Field]:
+    """Give the fields of a dataclass of settings with the text under each."""
+    body = ast.parse(inspect.getsource(settings)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    texts = {
+        line.target.id: " ".join(ast.literal_eval(below.value).split())
+        for line, below in zip(body.body, body.body[1:], strict=False)
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(below, ast.Expr)
+    }
+    hints = get_type_hints(settings)
+    return [
+        Field(
+            name=field.name,
+            type=next((kind for kind in get_args(hints[field.name]) if kind is not type(None)), hints[field.name]),
+            default=field.default,
+            text=texts[field.name],
+        )
+        for field in fields(settings)
+    ]

@@ -1,0 +1,97 @@
+"""Films -> embeddings on the cluster, by the frozen backbone or by one that was trained here, cached by content.
+
+On the dashboard the tasks are called `embed_images`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from mura_models.backbones import Backbone
+from mura_models.data.store import CachedArray, name_content, open_cached, write_cached
+from mura_models.embeddings import embed_outcomes, embedding_key
+from mura_models.preprocessing import OUTCOMES, Preprocessing
+from mura_models.runtimes import Embedder, RuntimeChoice, prepare_model
+from orchestrator.tasks import FILMS_PER_TASK, run_bounded, split_range
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is done ("decode", "embed"), how many films of how many."""
+
+
+def embed_films(
+    films: CachedArray,
+    digests: Sequence[str],
+    preprocessing: Preprocessing,
+    backbone: Backbone,
+    choice: RuntimeChoice,
+    *,
+    outcomes: Sequence[tuple[bool, bool]] = OUTCOMES,
+    cache: Path,
+    on_progress: OnProgress,
+) -> tuple[CachedArray, RuntimeChoice, int]:
+    """Give the embeddings of these films under each outcome, what ran the backbone, and how many were embedded."""
+    wanted = sorted(set(digests))
+    places = films.find(wanted)
+
+    def name_folder(choice: RuntimeChoice) -> Path:
+        key = embedding_key(preprocessing, backbone, choice)
+        return cache / name_content([key, *([] if outcomes == OUTCOMES else [repr(outcomes)]), *wanted])
+
+    if cached := open_cached(name_folder(choice)):
+        return cached, choice, 0
+    model, choice = prepare_model(backbone, choice, preprocessing.image_size_px)
+    if cached := open_cached(name_folder(choice)):  # the export failed before, too
+        return cached, choice, 0
+    model_ref = ray.put(model)
+    key = embedding_key(preprocessing, backbone, choice)
+    task = embed_images.options(num_cpus=1, num_gpus=1 if choice.device == "cuda" else 0)
+
+    def submit(rows: range) -> Any:
+        return task.remote(
+            rows, films.rows[places[rows.start : rows.stop]], [model_ref], key, choice, outcomes=outcomes
+        )
+
+    def collect() -> Iterator[tuple[Sequence[str], np.ndarray]]:
+        num_done = 0
+        for rows, embeddings_BOD in run_bounded(submit, split_range(len(wanted), FILMS_PER_TASK)):
+            num_done += len(rows)
+            on_progress("embed", num_done, len(wanted))
+            yield wanted[rows.start : rows.stop], embeddings_BOD
+
+    embeddings = write_cached(
+        name_folder(choice),
+        wanted,
+        collect(),
+        row_shape=(len(outcomes), backbone.num_features),
+        dtype="float16",
+        failures={},
+    )
+    return embeddings, choice, len(wanted)
+
+
+@ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]
+def embed_images(
+    rows: range,
+    films_BHW: np.ndarray,
+    model: list[Any],
+    key: str,
+    choice: RuntimeChoice,
+    *,
+    outcomes: Sequence[tuple[bool, bool]],
+) -> tuple[range, np.ndarray]:
+    """Embed films under each outcome: float16 [B, O, D]. `model` holds the reference to it, fetched once."""
+    return rows, embed_outcomes(films_BHW, _open_embedder(key, model[0], choice), outcomes=outcomes)
+
+
+def _open_embedder(key: str, model_ref: Any, choice: RuntimeChoice) -> Embedder:
+    """Open the model once a worker process; Ray keeps the process for the next tasks."""
+    if key not in _opened:
+        _opened.clear()
+        _opened[key] = Embedder(ray.get(model_ref), choice, num_threads=1)
+    return _opened[key]
+
+
+_opened: dict[str, Embedder] = {}
