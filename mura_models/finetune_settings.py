@@ -18,15 +18,15 @@ class FinetuneSettings:
     """Epochs at the start in which the head alone is trained."""
     head_start: bool = True
     """Start from a logistic regression on the frozen backbone's embeddings rather than from a random head."""
-    ema_decay: float | None = None
-    """Ship an exponential moving average of the weights; None = the weights themselves."""
+    ema_decay: float = 0.98
+    """Ship an exponential moving average of the weights, of so much memory an update; 0 = the weights themselves."""
     is_batchnorm_frozen: bool = False
     """Keep the running statistics of batch normalisation as they came."""
-    rotation_degrees: float = 0.0
+    rotation_degrees: float = 15.0
     """Each film is turned by up to so much either way (Stanford: 30)."""
-    zoom: float = 0.0
+    zoom: float = 0.1
     """Each film is scaled by up to so much either way, and moved by half as much of its side."""
-    contrast: float = 0.0
+    contrast: float = 0.1
     """Contrast and brightness are changed by up to so much either way."""
 
     def __post_init__(self) -> None:
@@ -34,8 +34,8 @@ class FinetuneSettings:
             raise ConfigError(f"backbone_lr_factor={self.backbone_lr_factor}: must lie in (0, 10]")
         if self.frozen_epochs < 0:
             raise ConfigError(f"frozen_epochs={self.frozen_epochs}: must not be negative")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ConfigError(f"ema_decay={self.ema_decay}: must lie between 0 and 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay={self.ema_decay}: must lie in [0, 1)")
         if not 0 <= self.rotation_degrees <= 180:
             raise ConfigError(f"rotation_degrees={self.rotation_degrees}: must lie in [0, 180]")
         for name in ("zoom", "contrast"):

@@ -7,13 +7,14 @@ epoch says so. The head works on standardised features, as a probe's does, so it
 import copy
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from mura_models.augmentation import Augmentation, augment
 from mura_models.heads import Heads
@@ -46,9 +47,8 @@ class FinetuneTraining(Training):
         self.module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.is_bfloat16 = is_bfloat16_fast(self.device)
         self.optimizer = make_optimizer(self.module, settings)
-        if self.tune.ema_decay is not None:
-            average = get_ema_multi_avg_fn(self.tune.ema_decay)  # type: ignore[no-untyped-call]
-            self.ema = AveragedModel(self.module, multi_avg_fn=average)
+        if self.tune.ema_decay:
+            self.ema = AveragedModel(self.module, multi_avg_fn=partial(average_weights, decay=self.tune.ema_decay))
 
     def run_update(self, update: int) -> tuple[Tensor, Tensor]:
         """Train on one batch, in as many parts as memory asks for."""
@@ -170,6 +170,13 @@ def make_optimizer(module: nn.ModuleDict, settings: TrialSettings) -> torch.opti
         groups.append({"params": decayed, "weight_decay": settings.weight_decay, "lr_factor": factor})
         groups.append({"params": plain, "weight_decay": 0.0, "lr_factor": factor})
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+
+
+@torch.no_grad()
+def average_weights(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor, *, decay: float) -> None:
+    """Move the averages towards the weights, at first faster, so that a short training is not held at its start."""
+    num_seen = int(num_averaged)
+    torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + num_seen) / (10 + num_seen)))
 
 
 def is_bfloat16_fast(device: torch.device) -> bool:

@@ -40,7 +40,7 @@ def paper() -> RunConfig:
         kept_epoch="best",
         grace_fraction=0.0,
         patience_epochs=4,
-        finetune=FinetuneSettings(head_start=False),
+        finetune=FinetuneSettings(head_start=False, ema_decay=0.0, rotation_degrees=0.0, zoom=0.0, contrast=0.0),
         finetune_trials=1,
         finetune_epochs=10,
         finetune_batch_size=64,

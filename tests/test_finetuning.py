@@ -19,6 +19,7 @@ from mura_models.preprocessing import normalise
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE_PX = 8
+PLAIN = {"ema_decay": 0.0, "rotation_degrees": 0.0, "zoom": 0.0, "contrast": 0.0}
 
 
 class SmallBackbone(nn.Module):
@@ -52,8 +53,9 @@ def make_film_data(target="baseline", *, films_seed=0):
 
 
 def make_training(data=None, *, finetune=None, **settings):
-    """Give a training of milliseconds."""
-    chosen = make_settings(**{"head": "linear_probe", "finetune": FinetuneSettings(**finetune or {})} | settings)
+    """Give a training of milliseconds, of films as they are and without an average unless asked for."""
+    tune = FinetuneSettings(**PLAIN | (finetune or {}))
+    chosen = make_settings(**{"head": "linear_probe", "finetune": tune} | settings)
     return FinetuneTraining(data or make_film_data(), chosen, make_backbone())
 
 
@@ -282,7 +284,7 @@ def test_an_average_of_the_weights_is_what_is_judged_and_shipped():
         training.run_update(update)
         training.ema.update_parameters(training.module)
         for name, parameter in training.module.named_parameters():
-            decay = 0.9 if update else 0.0  # the first update takes the weights as they are
+            decay = (1 + update) / (10 + update) if update else 0.0  # the first update takes the weights as they are
             average[name] = decay * average[name] + (1 - decay) * parameter.detach()
     shipped = training.shipped_state()
     for name, _ in training.module.named_parameters():
