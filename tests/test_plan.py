@@ -1,5 +1,7 @@
 """The plan: the same chances for every target, the paper's settings among them, written before anything is trained."""
 
+import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,10 +9,12 @@ import pytest
 from conftest import make_manifest
 
 from mura_models.errors import ConfigError, DataError
+from mura_models.finetune_settings import FinetuneSettings
 from mura_models.lr_schedules import LR_SCHEDULES
-from orchestrator.config import RunConfig
+from orchestrator.config import BONE_TASK, RECIPES, RunConfig
 from orchestrator.plan import make_plan
 from orchestrator.points import LR_RANGE, WEIGHT_DECAY_RANGE
+from orchestrator.presets import paper
 
 CONFIG = RunConfig(num_trials=7, num_folds=3)
 POINT = ["lr_schedule", "lr", "weight_decay", "boundary", "final_factor", "seed", "num_epochs", "updates_per_epoch"]
@@ -166,3 +170,144 @@ def test_a_bone_in_one_fold_has_no_specialist():
     plan = make_plan(RunConfig(), manifest)
     assert "one fold" in plan.untrainable["hand"]
     assert not any(trial.target == "specialist:hand" for trial in plan.trials)
+
+
+def plan_by_search(config, manifest=None):
+    """Give a planned trial of each search, the first."""
+    plan = make_plan(config, make_manifest() if manifest is None else manifest)
+    return {search: plan.of_search(search)[0] for search in plan.searches}
+
+
+PAPER = replace(paper(), num_folds=3)  # the small manifest has three
+
+
+def test_the_papers_plan_has_all_of_its_systems_and_the_proposed_one():
+    assert set(plan_by_search(PAPER)) == {
+        "baseline/linear_probe",  # 3.1
+        "baseline/mlp_probe",  # 3.2
+        "router/finetune",  # 3.3: names the bone ...
+        "baseline/intermediate_task",  # ... and then stands still
+        "specialist:elbow/mlp_probe",  # 3.4a
+        "specialist:hand/mlp_probe",
+        "specialist:elbow/two_stage_probe",  # 3.4b
+        "specialist:hand/two_stage_probe",
+        "baseline/two_stage_probe",  # its fair partner
+        "router/linear_probe",
+    }
+
+
+def test_the_papers_global_models_are_trained_in_passes_over_all_images():
+    trials = plan_by_search(PAPER)
+    passes = math.ceil(157 * 2 / 3 / 64)  # train images, a third held out, batches of 64
+    for search in ("baseline/linear_probe", "baseline/mlp_probe", "baseline/intermediate_task", "router/finetune"):
+        trial = trials[search]
+        assert (trial.num_epochs, trial.updates_per_epoch, trial.patience_epochs) == (10, max(4, passes), 4), search
+        assert (trial.lr_schedule, trial.lr, trial.weight_decay) == ("constant", 0.001, 0.0), search
+        assert trial.sampling == "balanced_bones"
+
+
+def test_the_papers_specialists_are_trained_in_updates_that_nothing_stops():
+    trials = plan_by_search(PAPER)
+    first, second = trials["specialist:hand/mlp_probe"], trials["specialist:hand/two_stage_probe"]
+    assert first.num_epochs * first.updates_per_epoch == 1000
+    assert (first.lr_schedule, first.lr) == ("constant", 0.01)
+    assert second.num_epochs * second.updates_per_epoch == 2000
+    assert [second.schedule.rate(second.lr, update, 2000) for update in (0, 999, 1000, 1999)] == pytest.approx(
+        [0.01, 0.01, 0.001, 0.001]
+    )
+    assert first.patience_epochs is second.patience_epochs is None
+
+
+def test_the_fair_partner_of_the_papers_specialists_has_their_schedule_and_as_many_updates():
+    trials = plan_by_search(PAPER)
+    points = [
+        replace(trials[f"{target}/two_stage_probe"], search="", target="", trial="", num_images=0, forecast_s=0)
+        for target in ("baseline", "specialist:hand", "specialist:elbow")
+    ]
+    assert points[0] == points[1] == points[2]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stage", "depends_on"),
+    [("linear_probe", 1, ""), ("two_stage_probe", 1, ""), ("finetune", 2, ""), ("intermediate_task", 3, BONE_TASK)],
+)
+def test_what_stands_on_the_bone_task_comes_after_it(recipe, stage, depends_on):
+    config = RunConfig(num_trials=1, num_folds=3, recipes=(recipe,))
+    trial = plan_by_search(config)[f"baseline/{recipe}"]
+    assert (trial.stage, trial.depends_on) == (stage, depends_on)
+
+
+def test_with_one_bone_there_is_no_bone_task():
+    plan = make_plan(PAPER, make_manifest({"hand": (30, 30)}))
+    assert not {search for search in plan.searches if "intermediate" in search or "router" in search}
+
+
+FINETUNE = RunConfig(num_folds=3, recipes=("finetune",), finetune_trials=5, finetune_epochs=10)
+
+
+def test_whole_networks_are_searched_alike_for_every_target():
+    plan = make_plan(FINETUNE, make_manifest())
+    table = plan.to_table()
+    searches = ["specialist:elbow/finetune", "specialist:hand/finetune", "baseline/finetune", "router/finetune"]
+    assert set(table["search"]) == {*searches, "router/linear_probe"}
+    for search in searches:
+        assert list_points(table, search) == list_points(table, "baseline/finetune")
+        factors = table[table["search"] == search].sort_values("trial")["backbone_lr_factor"].tolist()
+        assert factors == [1.0, 0.3, 0.1, 1.0, 0.3]
+    drawn = table[table["search"] == "baseline/finetune"].sort_values("trial").iloc[1:]
+    assert drawn["lr"].between(*LR_RANGE["finetune"]).all()
+
+
+def test_a_backbones_rate_that_is_asked_for_is_that_of_the_first_trial():
+    config = replace(FINETUNE, finetune=FinetuneSettings(backbone_lr_factor=0.5))
+    trial = plan_by_search(config)["baseline/finetune"]
+    assert trial.backbone_lr_factor == trial.settings(config).finetune.backbone_lr_factor == 0.5
+
+
+@pytest.mark.parametrize(("num_updates", "num_epochs", "per_epoch"), [(480, 12, 40), (7, 3, 3), (2, 4, 1)])
+def test_a_budget_in_updates_is_spread_over_the_epochs(num_updates, num_epochs, per_epoch):
+    config = replace(FINETUNE, finetune_updates=num_updates, finetune_epochs=num_epochs, recipes=RECIPES)
+    config = replace(config, num_updates=num_updates, num_epochs=num_epochs)
+    trials = plan_by_search(config)
+    for search in ("baseline/finetune", "specialist:hand/finetune", "baseline/mlp_probe", "specialist:hand/mlp_probe"):
+        assert (trials[search].num_epochs, trials[search].updates_per_epoch) == (num_epochs, per_epoch), search
+
+
+def test_no_trial_is_judged_before_its_warm_up_is_over():
+    config = replace(FINETUNE, finetune_trials=40, finetune_epochs=20, grace_fraction=0.1)
+    plan = make_plan(config, make_manifest())
+    schedules = {trial.trial: trial for trial in plan.of_search("baseline/finetune")}
+    assert {trial.lr_schedule for trial in schedules.values()} == set(LR_SCHEDULES)
+    for trial in schedules.values():
+        num_updates = trial.num_epochs * trial.updates_per_epoch
+        judged = trial.grace_epochs * trial.updates_per_epoch
+        rates = [trial.schedule.rate(trial.lr, update, num_updates) for update in range(num_updates)]
+        if trial.lr_schedule in ("warmup_cosine", "one_cycle"):
+            assert max(rates) == pytest.approx(max(rates[: judged + 1]), rel=0.02)
+        else:
+            assert trial.grace_epochs == 2
+
+
+def test_no_trial_is_judged_before_its_backbone_is_trained():
+    config = replace(FINETUNE, finetune=FinetuneSettings(frozen_epochs=6))
+    assert plan_by_search(config)["baseline/finetune"].grace_epochs == 6
+    assert plan_by_search(config)["router/linear_probe"].grace_epochs == 7  # of 16
+
+
+def test_several_policies_against_imbalance_are_tried_in_turn_by_every_search():
+    policies = ("plain", "balanced_bones_labels", "weighted_labels")
+    config = RunConfig(num_trials=7, num_folds=3, sampling=policies, recipes=("mlp_probe", "two_stage_probe"))
+    table = make_plan(config, make_manifest()).to_table().sort_values("trial")
+    for search in ("baseline/mlp_probe", "specialist:hand/mlp_probe"):
+        tried = table[table["search"] == search]["sampling"].tolist()
+        assert tried == [policies[number % 3] for number in range(7)]
+    for search in ("baseline/two_stage_probe", "specialist:hand/two_stage_probe"):
+        assert table[table["search"] == search]["sampling"].tolist() == list(policies)
+
+
+def test_a_bone_that_fold_0_cannot_judge_has_no_specialist_where_fold_0_judges():
+    manifest = make_manifest()
+    of_hand = (manifest["bone"] == "hand") & (manifest["split"] == "train")
+    manifest.loc[of_hand & (manifest["label"] == 1) & (manifest["fold"] == 0), "fold"] = 1
+    assert "specialist:hand/mlp_probe" in make_plan(CONFIG, manifest).searches
+    assert "fold 0" in make_plan(FINETUNE, manifest).untrainable["hand"]
