@@ -12,8 +12,8 @@ from mura_models.errors import ConfigError
 class FinetuneSettings:
     """How the whole network is trained; each field is an option of the command, its text the option's help."""
 
-    backbone_lr_factor: float = 1.0
-    """The backbone's rate as a part of the head's; searched unless given."""
+    backbone_lr_factor: float | None = None
+    """The backbone's rate as a part of the head's; None = each of 1, 0.3 and 0.1 is tried."""
     frozen_epochs: int = 0
     """Epochs at the start in which the head alone is trained."""
     head_start: bool = True
@@ -30,7 +30,7 @@ class FinetuneSettings:
     """Contrast and brightness are changed by up to so much either way."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.backbone_lr_factor <= 10:
+        if self.backbone_lr_factor is not None and not 0 < self.backbone_lr_factor <= 10:
             raise ConfigError(f"backbone_lr_factor={self.backbone_lr_factor}: must lie in (0, 10]")
         if self.frozen_epochs < 0:
             raise ConfigError(f"frozen_epochs={self.frozen_epochs}: must not be negative")

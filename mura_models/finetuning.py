@@ -163,7 +163,7 @@ def make_optimizer(module: nn.ModuleDict, settings: TrialSettings) -> torch.opti
     """AdamW with a rate of its own for the backbone; norms and biases are not decayed."""
     assert settings.finetune is not None
     groups = []
-    for part, factor in (("backbone", settings.finetune.backbone_lr_factor), ("heads", 1.0)):
+    for part, factor in (("backbone", settings.finetune.backbone_lr_factor or 1.0), ("heads", 1.0)):
         named = list(module[part].named_parameters())
         plain = [parameter for name, parameter in named if parameter.ndim <= 1 or name.startswith("biases.")]
         decayed = [parameter for name, parameter in named if parameter.ndim > 1 and not name.startswith("biases.")]

@@ -93,10 +93,8 @@ def _draw(recipe: str, num: int, rng: np.random.Generator) -> list[tuple[LrSched
 
 
 def _choose_factor(config: RunConfig, number: int) -> float:
-    """Give the backbone's part of the rate: as set for the first point, then in turn."""
-    if number == 0 or config.preset == "paper":
-        return config.finetune.backbone_lr_factor
-    return BACKBONE_LR_FACTORS[number % len(BACKBONE_LR_FACTORS)]
+    """Give the backbone's part of the rate: as set, else in turn."""
+    return config.finetune.backbone_lr_factor or BACKBONE_LR_FACTORS[number % len(BACKBONE_LR_FACTORS)]
 
 
 def _spread_log(bounds: tuple[float, float], num: int, rng: np.random.Generator) -> np.ndarray:

@@ -14,6 +14,11 @@ from mura_models.finetune_settings import FinetuneSettings
 from mura_models.preprocessing import Preprocessing
 from orchestrator.config import RunConfig
 
+PAPER_FINETUNE = FinetuneSettings(
+    backbone_lr_factor=1.0, head_start=False, ema_decay=0.0, rotation_degrees=0.0, zoom=0.0, contrast=0.0
+)
+"""The paper names Adam at one rate and the two augmentations that every film gets."""
+
 
 def quick() -> RunConfig:
     """Give the default: both probes on EfficientNet-Lite0, minutes on a laptop."""
@@ -40,7 +45,7 @@ def paper() -> RunConfig:
         kept_epoch="best",
         grace_fraction=0.0,
         patience_epochs=4,
-        finetune=FinetuneSettings(head_start=False, ema_decay=0.0, rotation_degrees=0.0, zoom=0.0, contrast=0.0),
+        finetune=PAPER_FINETUNE,
         finetune_trials=1,
         finetune_epochs=10,
         finetune_batch_size=64,

@@ -186,3 +186,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a file of JSON."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+def assert_same_results(first: Path, second: Path) -> None:
+    """Compare everything that is to be the same twice, down to the last bit."""
+    for name in ("plan.csv", "served.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    for name in ("manifest.parquet", "trials.parquet", "predictions.parquet"):
+        pd.testing.assert_frame_equal(*(pd.read_parquet(run / name) for run in (first, second)), check_exact=True)
+    reports = [read_json(run / "report.json") for run in (first, second)]
+    for part in ("data", "router", "systems", "served", "comparisons"):
+        assert reports[0][part] == reports[1][part]

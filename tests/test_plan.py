@@ -258,10 +258,11 @@ def test_whole_networks_are_searched_alike_for_every_target():
     assert drawn["lr"].between(*LR_RANGE["finetune"]).all()
 
 
-def test_a_backbones_rate_that_is_asked_for_is_that_of_the_first_trial():
+def test_a_backbones_rate_that_is_asked_for_is_that_of_every_trial():
     config = replace(FINETUNE, finetune=FinetuneSettings(backbone_lr_factor=0.5))
-    trial = plan_by_search(config)["baseline/finetune"]
-    assert trial.backbone_lr_factor == trial.settings(config).finetune.backbone_lr_factor == 0.5
+    trials = make_plan(config, make_manifest()).of_search("baseline/finetune")
+    assert {trial.backbone_lr_factor for trial in trials} == {0.5}
+    assert {trial.settings(config).finetune.backbone_lr_factor for trial in trials} == {0.5}
 
 
 @pytest.mark.parametrize(("num_updates", "num_epochs", "per_epoch"), [(480, 12, 40), (7, 3, 3), (2, 4, 1)])

@@ -18,6 +18,7 @@ from ray_helpers import (
     ROOT,
     TINY,
     User,
+    assert_same_results,
     make_user,
     read_journal,
     read_json,
@@ -371,17 +372,6 @@ def write_defective_mura(root: Path) -> dict[str, str]:
         (root / f"{split}_labeled_studies.csv").write_text(table)
         (root / f"{split}_image_paths.csv").write_text("".join(f"MURA-v1.1/{path}\n" for path in images[split]))
     return {f"MURA-v1.1/{path}": reason for path, reason in reasons.items()}
-
-
-def assert_same_results(first: Path, second: Path) -> None:
-    """Compare everything that is to be the same twice, down to the last bit."""
-    for name in ("plan.csv", "served.json"):
-        assert (first / name).read_bytes() == (second / name).read_bytes()
-    for name in ("manifest.parquet", "trials.parquet", "predictions.parquet"):
-        pd.testing.assert_frame_equal(*(pd.read_parquet(run / name) for run in (first, second)), check_exact=True)
-    reports = [read_json(run / "report.json") for run in (first, second)]
-    for part in ("data", "router", "systems", "served", "comparisons"):
-        assert reports[0][part] == reports[1][part]
 
 
 def index_epochs(run_dir: Path) -> dict[tuple[str, int], dict[str, float]]:
