@@ -1,33 +1,37 @@
 """What training a whole network needs beside its rates. Free of torch, so that the command line can list it."""
 
-import ast
-import inspect
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
 from mura_models.errors import ConfigError
 
 
+def _setting(default: Any, text: str) -> Any:
+    """Declare a field with the words that its option's help says."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneSettings:
-    """How the whole network is trained; each field is an option of the command, its text the option's help."""
+    """How the whole network is trained; each field is an option of the command."""
 
-    backbone_lr_factor: float | None = None
-    """The backbone's rate as a part of the head's; None = each of 1, 0.3 and 0.1 is tried."""
-    frozen_epochs: int = 0
-    """Epochs at the start in which the head alone is trained."""
-    head_start: bool = True
-    """Start from a logistic regression on the frozen backbone's embeddings rather than from a random head."""
-    ema_decay: float = 0.98
-    """Ship an exponential moving average of the weights, of so much memory an update; 0 = the weights themselves."""
-    is_batchnorm_frozen: bool = False
-    """Keep the running statistics of batch normalisation as they came."""
-    rotation_degrees: float = 15.0
-    """Each film is turned by up to so much either way (Stanford: 30)."""
-    zoom: float = 0.1
-    """Each film is scaled by up to so much either way, and moved by half as much of its side."""
-    contrast: float = 0.1
-    """Contrast and brightness are changed by up to so much either way."""
+    backbone_lr_factor: float | None = _setting(
+        None, "The backbone's rate as a part of the head's; None = each of 1, 0.3 and 0.1 is tried."
+    )
+    frozen_epochs: int = _setting(0, "Epochs at the start in which the head alone is trained.")
+    head_start: bool = _setting(
+        True, "Start from a logistic regression on the frozen backbone's embeddings rather than from a random head."
+    )
+    ema_decay: float = _setting(
+        0.98,
+        "Ship an exponential moving average of the weights, of so much memory an update; 0 = the weights themselves.",
+    )
+    is_batchnorm_frozen: bool = _setting(False, "Keep the running statistics of batch normalisation as they came.")
+    rotation_degrees: float = _setting(15.0, "Each film is turned by up to so much either way (Stanford: 30).")
+    zoom: float = _setting(
+        0.1, "Each film is scaled by up to so much either way, and moved by half as much of its side."
+    )
+    contrast: float = _setting(0.1, "Contrast and brightness are changed by up to so much either way.")
 
     def __post_init__(self) -> None:
         if self.backbone_lr_factor is not None and not 0 < self.backbone_lr_factor <= 10:
@@ -51,25 +55,17 @@ class Field:
     type: type
     default: Any
     text: str
-    """What it means: the words under it in the class."""
 
 
 def describe_fields(settings: type) -> list[Field]:
-    """Give the fields of a dataclass of settings with the text under each."""
-    body = ast.parse(inspect.getsource(settings)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    texts = {
-        line.target.id: " ".join(ast.literal_eval(below.value).split())
-        for line, below in zip(body.body, body.body[1:], strict=False)
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(below, ast.Expr)
-    }
+    """Give the fields of a dataclass of settings; the type of one that may be None is the other."""
     hints = get_type_hints(settings)
     return [
         Field(
             name=field.name,
             type=next((kind for kind in get_args(hints[field.name]) if kind is not type(None)), hints[field.name]),
             default=field.default,
-            text=texts[field.name],
+            text=field.metadata["help"],
         )
         for field in fields(settings)
     ]

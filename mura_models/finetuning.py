@@ -1,13 +1,15 @@
 """Train the whole network: films by index from the store, augmented a batch at a time on the device.
 
-Fold 0 is held out. Where memory runs out a batch is cut into halves whose gradients add up to the same update, and the
-epoch says so. The head works on standardised features, as a probe's does, so its rates mean the same.
+Fold 0 is held out. Where memory runs out a batch goes through in halves whose gradients are added up, and the epoch
+says so; batch normalisation, where it is trained, then takes its statistics from the halves. The head works on
+standardised features, as a probe's does, so its rates mean the same.
 """
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ HEAD_START_C = 0.001
 """Inverse strength of the L2 penalty of the head start, over standardised features: strong, as so many features ask."""
 DEV_BATCH_SIZE = 64
 
+Result = TypeVar("Result")
+
 
 class FinetuneTraining(Training):
     """Backbone and head of one trial, trained together. `backbone` is copied, not changed."""
@@ -34,39 +38,41 @@ class FinetuneTraining(Training):
     def __init__(self, data: SearchData, settings: TrialSettings, backbone: nn.Module, *, device: str = "cpu") -> None:
         super().__init__(data, settings, device=device)
         assert settings.finetune is not None and data.films_NHW is not None
-        self.tune = settings.finetune
+        self.finetune = settings.finetune
         self.films_NHW = data.films_NHW
         self.augmentation = Augmentation(
-            rotation_degrees=self.tune.rotation_degrees, zoom=self.tune.zoom, contrast=self.tune.contrast
+            rotation_degrees=self.finetune.rotation_degrees, zoom=self.finetune.zoom, contrast=self.finetune.contrast
         )
         heads = Heads(self.head_settings, seed=settings.seed)
         heads.standardise_by(*measure_features(data))
-        if self.tune.head_start:
+        if self.finetune.head_start:
             start_head(heads, data, settings)
         self.module = nn.ModuleDict({"backbone": copy.deepcopy(backbone).requires_grad_(True), "heads": heads})
         self.module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.is_bfloat16 = is_bfloat16_fast(self.device)
+        self.is_bfloat16 = has_native_bfloat16(self.device.type)
         self.optimizer = make_optimizer(self.module, settings)
-        if self.tune.ema_decay:
-            self.ema = AveragedModel(self.module, multi_avg_fn=partial(average_weights, decay=self.tune.ema_decay))
+        if self.finetune.ema_decay:
+            self.ema = AveragedModel(self.module, multi_avg_fn=partial(average_weights, decay=self.finetune.ema_decay))
 
     def run_update(self, update: int) -> tuple[Tensor, Tensor]:
         """Train on one batch, in as many parts as memory asks for."""
         entries_1B, outcomes_1B = self.batches.draw(update)
         films_B3HW = self.fetch_films(entries_1B[0], outcomes_1B[0], update)
-        is_frozen = update < self.tune.frozen_epochs * self.settings.updates_per_epoch
+        is_frozen = update < self.finetune.frozen_epochs * self.settings.updates_per_epoch
         self._set_mode(is_frozen=is_frozen)
+        loss, num_right = self._within_memory(partial(self._accumulate, films_B3HW, entries_1B[0], is_frozen=is_frozen))
+        self.optimizer.step()
+        return loss, num_right / len(films_B3HW)
+
+    def _within_memory(self, work: Callable[[], Result]) -> Result:
+        """Do what goes through films by parts of `micro_batch_size`; where memory runs out, again in smaller ones."""
         while True:
-            self.optimizer.zero_grad(set_to_none=True)
             try:
-                loss, num_right = self._accumulate(films_B3HW, entries_1B[0], is_frozen=is_frozen)
-                break
+                return work()
             except RuntimeError as error:
                 if not is_out_of_memory(error) or self.micro_batch_size == 1:
                     raise
             self._halve_batch()
-        self.optimizer.step()
-        return loss, num_right / len(films_B3HW)
 
     def fetch_films(self, entries_B: np.ndarray, outcomes_B: np.ndarray, update: int) -> Tensor:
         """Give a batch of films, augmented and normalised: [B, 3, H, W] on the device, channels last."""
@@ -77,6 +83,7 @@ class FinetuneTraining(Training):
 
     def _accumulate(self, films_B3HW: Tensor, entries_B: np.ndarray, *, is_frozen: bool) -> tuple[Tensor, Tensor]:
         """Add up the gradients of a batch; give its mean loss and how many rows were named rightly."""
+        self.optimizer.zero_grad(set_to_none=True)
         size = len(films_B3HW)
         labels_B = torch.from_numpy(self.data.labels[entries_B].astype(np.int64)).to(self.device)
         weights_B = None
@@ -109,7 +116,7 @@ class FinetuneTraining(Training):
         self.module.train()
         if is_frozen:
             self.module["backbone"].eval()
-        elif self.tune.is_batchnorm_frozen:
+        elif self.finetune.is_batchnorm_frozen:
             for layer in self.module.modules():
                 if isinstance(layer, _BatchNorm):
                     layer.eval()
@@ -127,8 +134,9 @@ class FinetuneTraining(Training):
         """Give the logits [m, C] of the dev films as they are, by the weights that would be shipped."""
         module = self.ema.module if self.ema is not None else self.module
         module.eval()
-        logits = [self._forward(module, films_B3HW).cpu().numpy() for films_B3HW in self._iterate_dev()]
-        return np.concatenate(logits)
+        return self._within_memory(
+            lambda: np.concatenate([self._forward(module, films).cpu().numpy() for films in self._iterate_dev()])
+        )
 
     def _iterate_dev(self) -> Iterator[Tensor]:
         rows = self.data.rows[self.data.dev_entries]
@@ -139,8 +147,13 @@ class FinetuneTraining(Training):
 
 
 def start_head(heads: Heads, data: SearchData, settings: TrialSettings) -> None:
-    """Set a linear head to the logistic regression on the frozen backbone's embeddings of the training rows."""
+    """Set a linear head to the logistic regression on the frozen backbone's embeddings of the training rows.
+
+    Where these are of one class, there is nothing to regress and the head stays as it is.
+    """
     entries = np.flatnonzero(~np.isin(data.folds, data.held_out))
+    if len(np.unique(data.labels[entries])) < 2:
+        return
     features_nD = torch.from_numpy(data.features_NOD[data.rows[entries], 0].astype(np.float32))
     standardised_nD = ((features_nD - heads.mean_KD[0]) * heads.scale_KD[0]).double().numpy()
     weights = weigh_rows(settings.sampling, data.bones, None if data.is_router else data.labels)
@@ -179,11 +192,7 @@ def average_weights(averages: list[Tensor], weights: list[Tensor], num_averaged:
     torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + num_seen) / (10 + num_seen)))
 
 
-def is_bfloat16_fast(device: torch.device) -> bool:
-    """Say whether a device multiplies bfloat16 by itself; emulated, a step takes ten times as long (measured)."""
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else has_native_bfloat16()
-
-
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell a lack of memory, on a GPU or in the process, from every other failure."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Tell a lack of memory, on a GPU, in one of its libraries or in the process, from every other failure."""
+    texts = ("can't allocate memory", "ALLOC_FAILED", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)

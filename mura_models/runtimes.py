@@ -63,16 +63,20 @@ class RuntimeChoice:
 
 
 def choose_runtime(backbone_name: str, device: Device) -> RuntimeChoice:
-    """Choose the fastest runtime for a backbone; on a CPU it depends on this machine's instructions."""
+    """Choose the fastest runtime for a backbone, on the machine that asks: it depends on its processors."""
     if device == "cuda":
-        return RuntimeChoice(runtime="torch", precision="bfloat16", device="cuda")
-    if backbone_name in BFLOAT16_FASTER and has_native_bfloat16():
+        precision: Precision = "bfloat16" if has_native_bfloat16("cuda") else "float32"
+        return RuntimeChoice(runtime="torch", precision=precision, device="cuda")
+    if backbone_name in BFLOAT16_FASTER and has_native_bfloat16("cpu"):
         return RuntimeChoice(runtime="torch", precision="bfloat16", device="cpu")
     return RuntimeChoice(runtime="onnxruntime", precision="float32", device="cpu")
 
 
-def has_native_bfloat16() -> bool:
-    """Say whether this CPU multiplies bfloat16 by itself (x86 AVX-512 or AMX, ARM); emulated, it is slow."""
+def has_native_bfloat16(device: str) -> bool:
+    """Say whether this GPU or CPU (x86 AVX-512 or AMX, ARM) multiplies bfloat16 by itself; emulated, it is slow."""
+    if device == "cuda":
+        is_native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return is_native
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 

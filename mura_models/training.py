@@ -31,7 +31,7 @@ from mura_models.lr_schedules import LrSchedule
 from mura_models.metrics import Scored, macro_f1, score, to_studies
 from mura_models.sampling import BatchPlan, Sampling, balance_by, weigh_labels
 
-DevMetric = Literal["auroc", "kappa", "accuracy", "macro_f1"]
+DevMetric = Literal["auroc", "kappa", "accuracy", "image_accuracy", "macro_f1"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ Fine-tuned networks are judged on fold 0 alone, probes on every fold: whatever i
 judged both.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,13 +62,18 @@ def choose_serving(
 
 def _compare(config: RunConfig, baseline: Winner, specialists: Mapping[str, Winner], bone: str) -> Served:
     """Hold the best specialist of a bone against the best baseline."""
+    metric = config.served_metric
     folds = find_common_folds(specialists)
-    scores = {name: score(winner.rate_studies(folds, bone))[config.metric] for name, winner in specialists.items()}
-    specialist = specialists[max(scores, key=lambda name: scores[name])]
+    scores = {name: score(winner.rate_studies(folds, bone))[metric] for name, winner in specialists.items()}
+    specialist = specialists[_find_best(scores)]
     folds = find_common_folds({specialist.search: specialist, baseline.search: baseline})
     specialist_dev, baseline_dev = (winner.rate_studies(folds, bone) for winner in (specialist, baseline))
-    gain, error = standard_error_of_gain(specialist_dev, baseline_dev, config.metric)
-    figures = f"paired dev gain in {config.metric} over the best baseline {gain:+.4f}, standard error {error:.4f}"
+    gain, error = standard_error_of_gain(specialist_dev, baseline_dev, metric)
+    if not math.isfinite(gain):
+        return Served(model=baseline.search, why="baseline: dev has too few rows to tell", dev=score(baseline_dev))
+    figures = f"paired dev gain in {metric} over the best baseline {gain:+.4f}, standard error {error:.4f}"
+    if len(folds) == 1:
+        figures += f", on fold {folds[0]} alone"
     if gain > error:
         return Served(model=specialist.search, why=f"specialist: {figures}", dev=score(specialist_dev))
     return Served(model=baseline.search, why=f"baseline: {figures}", dev=score(baseline_dev))
@@ -79,8 +85,13 @@ def find_best_baseline(config: RunConfig, winners: Mapping[str, Winner]) -> Winn
     if not baselines:
         raise RunError("no baseline was trained: nothing can be served")
     folds = find_common_folds(baselines)
-    scores = {name: score(winner.rate_studies(folds))[config.metric] for name, winner in baselines.items()}
-    return baselines[max(scores, key=lambda name: scores[name])]
+    metric = config.served_metric
+    return baselines[_find_best({name: score(w.rate_studies(folds))[metric] for name, w in baselines.items()})]
+
+
+def _find_best(scores: Mapping[str, float]) -> str:
+    """Name the highest; one that is not a number is the lowest."""
+    return max(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else scores[name])
 
 
 def rate_routers(winners: Mapping[str, Winner]) -> dict[str, float]:
@@ -143,6 +154,7 @@ def describe_choice(choice: Served, winner: Winner) -> dict[str, Any]:
         "target": winner.trial.target,
         "recipe": winner.trial.recipe,
         "trial": winner.trial.trial,
+        "shipped": list(winner.shipped),
         "lr_schedule": winner.trial.lr_schedule,
         "lr": winner.trial.lr,
         "dev": choice.dev,

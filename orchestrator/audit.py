@@ -20,7 +20,7 @@ AUDIT_SUFFIX = "/audit"
 def run_audit(stage: Stage) -> None:
     """Run the audited trials of a stage on from where they were stopped."""
     audited = choose_audited(stage, Journal(stage.rundir.journal).lines)
-    jobs = [make_job(stage.config, stage.plan, trial) for trial in audited]
+    jobs = [make_job(stage.config, trial) for trial in audited]
     run_jobs(stage, [replace(job, trial=job.trial + AUDIT_SUFFIX, starts_from=job.trial) for job in jobs], what="audit")
 
 

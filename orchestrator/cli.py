@@ -119,7 +119,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="against imbalance: plain (default), balanced_bones, balanced_bones_labels, weighted_labels; "
         "several are searched",
     )
-    what.add_argument("--metric", metavar="NAME", help="chooses on dev, study level: auroc (default), kappa, accuracy")
+    what.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="chooses on dev, study level: auroc (default), kappa, accuracy; or image_accuracy, at 0.5",
+    )
     what.add_argument("--no-early-stopping", action="store_true", help="run every trial to its last epoch")
     what.add_argument(
         "--audit", type=int, dest="num_audited", metavar="N", help="stopped trials run to their end, a stage (4)"

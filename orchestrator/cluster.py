@@ -109,7 +109,11 @@ def list_node_resources() -> list[dict[str, float]]:
 
 def _cpus_beside_gpus(nodes: list[dict[str, float]], num_gpus: float) -> float:
     """Give the CPUs that each trial can have when every GPU is taken, on the node where they are scarcest."""
-    shares = [node.get("CPU", 0) / (node["GPU"] // num_gpus) for node in nodes if node.get("GPU", 0) >= num_gpus]
+    shares = [
+        node.get("CPU", 0) / int(node["GPU"] / num_gpus + 1e-9)  # 1 // 0.1 is 9
+        for node in nodes
+        if node.get("GPU", 0) >= num_gpus
+    ]
     return round(min((share for share in shares if share), default=1.0), 3)
 
 

@@ -17,7 +17,7 @@ from mura_models.finetune_settings import FinetuneSettings
 from mura_models.preprocessing import Preprocessing
 from mura_models.sampling import Sampling
 
-Metric = Literal["auroc", "kappa", "accuracy"]
+Metric = Literal["auroc", "kappa", "accuracy", "image_accuracy"]
 Recipe = Literal["linear_probe", "mlp_probe", "two_stage_probe", "intermediate_task", "finetune"]
 
 RECIPES: tuple[str, ...] = get_args(Recipe)
@@ -49,6 +49,7 @@ class RunConfig:
     sampling: tuple[Sampling, ...] = ("plain",)
     """What is done against imbalance; of several, the trials of a search try each in turn."""
     metric: Metric = "auroc"
+    """By which epochs and trials are chosen on dev: by study, but `image_accuracy` by image at 0.5 (the paper's)."""
     kept_epoch: Literal["last", "best"] = "last"
     early_stopping: bool = True
     grace_fraction: float = 0.4
@@ -94,6 +95,11 @@ class RunConfig:
             raise ConfigError(
                 f"frozen_epochs={self.finetune.frozen_epochs}: must be below finetune_epochs={self.finetune_epochs}"
             )
+
+    @property
+    def served_metric(self) -> str:
+        """By which dev decides what is served: always by study, since a study is what is answered."""
+        return "accuracy" if self.metric == "image_accuracy" else self.metric
 
     @property
     def specialist_recipes(self) -> tuple[str, ...]:

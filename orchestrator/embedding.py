@@ -17,6 +17,9 @@ from mura_models.preprocessing import OUTCOMES, Preprocessing
 from mura_models.runtimes import Embedder, RuntimeChoice, prepare_model
 from orchestrator.tasks import FILMS_PER_TASK, run_bounded, split_range
 
+FILMS_PER_GPU_TASK = 2048
+"""Enough to make up for a process that starts CUDA (chosen by us)."""
+
 OnProgress = Callable[[str, int, int], None]
 """Called with what is done ("decode", "embed"), how many films of how many."""
 
@@ -47,7 +50,7 @@ def embed_films(
         return cached, choice, 0
     model_ref = ray.put(model)
     key = embedding_key(preprocessing, backbone, choice)
-    task = embed_images.options(num_cpus=1, num_gpus=1 if choice.device == "cuda" else 0)
+    task, films_per_task = (ON_GPU, FILMS_PER_GPU_TASK) if choice.device == "cuda" else (ON_CPU, FILMS_PER_TASK)
 
     def submit(rows: range) -> Any:
         return task.remote(
@@ -56,7 +59,7 @@ def embed_films(
 
     def collect() -> Iterator[tuple[Sequence[str], np.ndarray]]:
         num_done = 0
-        for rows, embeddings_BOD in run_bounded(submit, split_range(len(wanted), FILMS_PER_TASK)):
+        for rows, embeddings_BOD in run_bounded(submit, split_range(len(wanted), films_per_task)):
             num_done += len(rows)
             on_progress("embed", num_done, len(wanted))
             yield wanted[rows.start : rows.stop], embeddings_BOD
@@ -72,7 +75,6 @@ def embed_films(
     return embeddings, choice, len(wanted)
 
 
-@ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]
 def embed_images(
     rows: range,
     films_BHW: np.ndarray,
@@ -84,6 +86,11 @@ def embed_images(
 ) -> tuple[range, np.ndarray]:
     """Embed films under each outcome: float16 [B, O, D]. `model` holds the reference to it, fetched once."""
     return rows, embed_outcomes(films_BHW, _open_embedder(key, model[0], choice), outcomes=outcomes)
+
+
+ON_CPU = ray.remote(num_cpus=1)(embed_images)
+ON_GPU = ray.remote(num_cpus=1, num_gpus=1, max_calls=1)(embed_images)
+"""In a process of its own each time: one that stayed would keep its GPU's memory from the trials."""
 
 
 def _open_embedder(key: str, model_ref: Any, choice: RuntimeChoice) -> Embedder:

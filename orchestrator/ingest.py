@@ -47,7 +47,7 @@ def ingest(
     """Decode and embed what the cache does not hold yet; on GPUs where trials run on GPUs."""
     films, num_decoded = decode_films(manifest, config.preprocessing, cache=cache, on_progress=on_progress)
     backbone = load_backbone(config.backbone)
-    choice = choose_runtime(backbone.name, find_device() if has_gpus else "cpu")
+    choice = (choose_gpu_runtime(backbone.name) if has_gpus else None) or choose_runtime(backbone.name, "cpu")
     embeddings, choice, num_embedded = embed_films(
         films,
         films.digests,
@@ -117,7 +117,11 @@ def decode_images(
     return names, films_BHW, failed
 
 
-def find_device() -> Any:
-    """Say where the cluster's GPU nodes embed: on a CPU where torch finds no CUDA on them."""
-    has_cuda = ray.remote(torch.cuda.is_available).options(name="look_for_cuda", num_cpus=0, num_gpus=1)
-    return "cuda" if ray.get(has_cuda.remote()) else "cpu"
+def choose_gpu_runtime(backbone_name: str) -> RuntimeChoice | None:
+    """Say what runs a backbone on the cluster's GPU nodes; None where torch finds no CUDA on them."""
+
+    def look_for_cuda() -> RuntimeChoice | None:
+        return choose_runtime(backbone_name, "cuda") if torch.cuda.is_available() else None
+
+    choice: RuntimeChoice | None = ray.get(ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(look_for_cuda).remote())
+    return choice

@@ -1,6 +1,7 @@
 """The checkpoint keeper: one actor on the driver's node, so that trials anywhere need no disk of the driver's.
 
-A trial's weights travel to it through Ray and lie in the run directory, whole, before the driver hears of the epoch.
+A trial's weights travel to it through Ray and lie in the run directory, whole, before the driver hears of the epoch. It
+also tells trials where their stage's rows are: a reference that Tune is given itself is never let go again.
 """
 
 from pathlib import Path
@@ -15,10 +16,19 @@ KEEPER_NAME = "checkpoint-keeper"
 
 
 class CheckpointKeeper:
-    """Writes and reads the checkpoints of one run directory; holds nothing in memory."""
+    """Writes and reads the checkpoints of one run directory."""
 
     def __init__(self, root: str) -> None:
         self._rundir = RunDir(Path(root))
+        self._inputs: list[Any] = []
+
+    def hold_inputs(self, inputs: list[Any]) -> None:
+        """Take the reference to a stage's inputs, alone in a list, else Ray would fetch them; drop the one before."""
+        self._inputs = inputs
+
+    def find_inputs(self) -> list[Any]:
+        """Give what `hold_inputs` took; empty where this process was started anew since."""
+        return self._inputs
 
     def keep(self, trial: str, content: bytes) -> None:
         """Replace the trial's checkpoint, whole or not at all."""

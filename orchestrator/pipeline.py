@@ -120,8 +120,11 @@ def forecast(config: RunConfig, dataset: DataSet, monitor: Monitor) -> None:
     plan = make_plan(config, dataset.manifest)
     table = plan.to_table()
     say_plan(plan, monitor)
-    columns = ["search", "lr_schedule", "lr", "weight_decay", "num_epochs", "updates_per_epoch", "forecast_s"]
-    monitor.say(table[columns].to_string(index=False))
+    columns = ["search", "lr_schedule", "lr", "backbone_lr_factor", "weight_decay", "sampling", "num_epochs"]
+    monitor.say(table[[*columns, "updates_per_epoch", "forecast_s"]].to_string(index=False))
     num_films = dataset.manifest["digest"].nunique()
     monitor.say(f"at full length {table['forecast_s'].sum():.0f} s of one CPU core")
+    if config.refit_seeds:
+        refits_s = config.refit_seeds * table.groupby("search")["forecast_s"].max().sum()
+        monitor.say(f"and {config.refit_seeds} refits of each winner {refits_s:.0f} s")
     monitor.say(f"{num_films} films to decode and embed, unless cached")

@@ -222,6 +222,8 @@ def _plan_search(config: RunConfig, target: str, recipe: str, images_of_bone: Ma
 
 def count_grace_epochs(config: RunConfig, point: Point, budget: Budget) -> int:
     """Give the epochs before anything may stop a trial: a part of all, and its warm-up, be it of rate or of head."""
+    if budget.is_in_steps:
+        return budget.num_epochs
     warmup = point.schedule.warmup_updates(budget.num_epochs * budget.updates_per_epoch) / budget.updates_per_epoch
     frozen = config.finetune.frozen_epochs if point.backbone_lr_factor else 0
     grace = max(config.count_grace_epochs(budget.num_epochs), math.ceil(warmup), frozen)
@@ -249,7 +251,7 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -
     num_folds = train.groupby("bone")["fold"].nunique()
     is_cut = num_folds.max() > 1  # a dry run plans before the folds are cut
     judged_by_fold_0 = any(holds_out_one_fold(config, recipe) for recipe in config.specialist_recipes)
-    labels_of_fold_0 = train[train["fold"] == 0].groupby("bone")["label"].nunique()
+    labels_of_side = train.groupby(["bone", train["fold"] == 0])["label"].nunique().unstack(fill_value=0)
     untrainable = {}
     for bone in known:
         normal, abnormal = counts.loc[bone].tolist()
@@ -262,8 +264,9 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -
             )
         elif is_cut and num_folds[bone] < 2:
             untrainable[bone] = "all of its train images lie in one fold: a head would have none to learn from"
-        elif is_cut and judged_by_fold_0 and labels_of_fold_0.get(bone, 0) < 2:
-            untrainable[bone] = "fold 0, which judges specialists, lacks a label of it: ask for fewer folds"
+        elif is_cut and judged_by_fold_0 and labels_of_side.loc[bone].min() < 2:
+            side = "fold 0, which judges specialists," if labels_of_side.loc[bone, True] < 2 else "all but fold 0"
+            untrainable[bone] = f"{side} lacks a label of it: try another number of folds"
     return [bone for bone in wanted if bone not in untrainable], untrainable
 
 

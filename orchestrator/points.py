@@ -93,8 +93,9 @@ def _draw(recipe: str, num: int, rng: np.random.Generator) -> list[tuple[LrSched
 
 
 def _choose_factor(config: RunConfig, number: int) -> float:
-    """Give the backbone's part of the rate: as set, else in turn."""
-    return config.finetune.backbone_lr_factor or BACKBONE_LR_FACTORS[number % len(BACKBONE_LR_FACTORS)]
+    """Give the backbone's part of the rate: as set, else in turn, each under every sampling before the next."""
+    turn = number // len(config.sampling) % len(BACKBONE_LR_FACTORS)
+    return config.finetune.backbone_lr_factor or BACKBONE_LR_FACTORS[turn]
 
 
 def _spread_log(bounds: tuple[float, float], num: int, rng: np.random.Generator) -> np.ndarray:

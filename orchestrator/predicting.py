@@ -75,7 +75,7 @@ def decode_files(bundle: Bundle, manifest: pd.DataFrame, scratch: Path) -> tuple
 
 
 class Embedding:
-    """The films' plain embeddings, by whichever backbone of a bundle is asked for; each is opened once."""
+    """The films' plain embeddings, by whichever backbone of a bundle is asked for; one is open at a time."""
 
     def __init__(self, bundle: Bundle, films_NHW: np.ndarray) -> None:
         self._bundle = bundle

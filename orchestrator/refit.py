@@ -26,7 +26,7 @@ def run_refits(stage: Stage, winners: Mapping[str, Standing]) -> None:
 
 
 def _list_refits(stage: Stage, trial: PlannedTrial) -> list[Job]:
-    job = make_job(stage.config, stage.plan, trial)
+    job = make_job(stage.config, trial)
     names = name_refits(stage.config, trial)
     seeds = draw_seeds(trial, len(names))
     return [

@@ -3,15 +3,13 @@
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
 
-from mura_models.backbones import Backbone
 from mura_models.errors import RunError
-from mura_models.training import SearchData
 from orchestrator.config import RunConfig
 from orchestrator.plan import Plan, PlannedTrial
 from orchestrator.rundir import Journal, RunDir
@@ -38,12 +36,9 @@ class Stage:
     config: RunConfig
     plan: Plan
     """The trials of this stage."""
-    data: Mapping[str, SearchData]
-    backbone: Backbone | None
-    """Where whole networks are trained: what they start from."""
     rundir: RunDir
     keeper: Any
-    """The actor that keeps checkpoints."""
+    """The actor that keeps checkpoints, and holds the reference to the stage's inputs."""
     share: Share
     on_line: Callable[[str, Line], None]
     """Told every line of a journal, and what it belongs to: search, audit or refit."""
@@ -51,12 +46,12 @@ class Stage:
 
 def run_search(stage: Stage) -> None:
     """Run every trial that the journal does not show as ended. Raises RunError where trials remain."""
-    run_jobs(stage, [make_job(stage.config, stage.plan, trial) for trial in stage.plan.trials], what="search")
+    run_jobs(stage, [make_job(stage.config, trial) for trial in stage.plan.trials], what="search")
 
 
-def make_job(config: RunConfig, plan: Plan, trial: PlannedTrial) -> Job:
+def make_job(config: RunConfig, trial: PlannedTrial) -> Job:
     """Give a planned trial as a job, its checkpoint kept wherever the ladder may stop it."""
-    rule = make_rules(config, plan)[trial.search]
+    rule = make_rule(config, trial)
     rungs = list_rungs(grace_epochs=rule.grace_epochs, num_epochs=rule.num_epochs)
     return Job(
         search=trial.search,
@@ -67,15 +62,18 @@ def make_job(config: RunConfig, plan: Plan, trial: PlannedTrial) -> Job:
 
 
 def make_rules(config: RunConfig, plan: Plan) -> dict[str, LadderRule]:
-    """Give each search its ladder: the horizon is the search's maximum."""
-    return {
-        trial.search: LadderRule(
-            metric=f"dev_{trial.settings(config).metric}",
-            grace_epochs=config.count_grace_epochs(trial.num_epochs),
-            num_epochs=trial.num_epochs,
-        )
-        for trial in plan.trials
-    }
+    """Give each search its ladder, which all of its trials stand on alike."""
+    firsts = {trial.search: trial for trial in reversed(plan.trials)}
+    return {search: make_rule(config, trial) for search, trial in firsts.items()}
+
+
+def make_rule(config: RunConfig, trial: PlannedTrial) -> LadderRule:
+    """Give the ladder of a trial's search: the horizon is the search's maximum."""
+    return LadderRule(
+        metric=f"dev_{trial.settings(config).metric}",
+        grace_epochs=config.count_grace_epochs(trial.num_epochs),
+        num_epochs=trial.num_epochs,
+    )
 
 
 def run_jobs(stage: Stage, jobs: Sequence[Job], *, what: str) -> Journal:
@@ -102,18 +100,14 @@ def run_jobs(stage: Stage, jobs: Sequence[Job], *, what: str) -> Journal:
 
 
 def _fit(stage: Stage, jobs: Sequence[Job], scheduler: LadderPerSearch) -> None:
-    inputs = TrialInputs(
-        data={search: stage.data[search] for search in {job.search for job in jobs}},
-        jobs={job.trial: job for job in jobs},
-        keeper=stage.keeper,
-        backbone=stage.backbone,
-    )
+    inputs = TrialInputs(jobs={job.trial: job for job in jobs}, keeper=stage.keeper)
+    trains_networks = any(job.settings.finetune for job in jobs)
     names = [{"search": job.search, "trial": job.trial} for job in jobs]
     share = stage.share
     _silence_tune()
     with tempfile.TemporaryDirectory(prefix="mura-tune-") as scratch:
         tuner = tune.Tuner(
-            _with_inputs(ProbeTrial if stage.backbone is None else FinetuneTrial, inputs),
+            _with_inputs(FinetuneTrial if trains_networks else ProbeTrial, inputs),
             param_space={
                 "trial": tune.grid_search(names),  # in the plan's order
                 "num_cpus": share.num_cpus,
@@ -121,7 +115,7 @@ def _fit(stage: Stage, jobs: Sequence[Job], scheduler: LadderPerSearch) -> None:
             },
             tune_config=tune.TuneConfig(
                 scheduler=scheduler,
-                reuse_actors=stage.backbone is None,  # a fresh process gives back all of a GPU's memory
+                reuse_actors=not trains_networks,  # a fresh process gives back all of a GPU's memory
                 max_concurrent_trials=share.max_concurrent,
             ),
             run_config=tune.RunConfig(

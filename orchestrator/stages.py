@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import ray
 
 from mura_models.assembly import FROZEN, Network, mean_logit
 from mura_models.backbones import fill_backbone
@@ -18,6 +19,7 @@ from orchestrator.preparing import gather_data
 from orchestrator.refit import choose_shipped, describe_refits, name_refits, run_refits
 from orchestrator.rundir import Journal
 from orchestrator.search import Stage, make_rules, run_search
+from orchestrator.trial import StageInputs
 from orchestrator.winners import Standing, Winner, crown, pick_winner
 from orchestrator.work import Work
 
@@ -57,12 +59,13 @@ def _leave_orphans(plan: Plan, trained: Trained) -> Plan:
 def _train_stage(work: Work, plan: Plan, trained: Trained, keeper: Any, follower: SearchMonitor) -> None:
     first = plan.trials[0]
     base = trained.winners[first.depends_on].networks[0].backbone if first.depends_on else FROZEN
-    data = gather_data(work, plan, base)
+    backbone = work.backbones[FROZEN] if first.recipe == "finetune" else None
+    inputs = ray.put(StageInputs(data=gather_data(work, plan, base), backbone=backbone))
+    data = ray.get(inputs).data  # in the one copy that there is
+    ray.get(keeper.hold_inputs.remote([inputs]))
     stage = Stage(
         config=work.config,
         plan=plan,
-        data=data,
-        backbone=work.backbones[FROZEN] if first.recipe == "finetune" else None,
         rundir=work.rundir,
         keeper=keeper,
         share=work.share,
@@ -79,7 +82,7 @@ def _train_stage(work: Work, plan: Plan, trained: Trained, keeper: Any, follower
     planned = {trial.trial: trial for trial in plan.trials}
     for search, standing in standings.items():
         trial = planned[standing.trial]
-        trained.winners[search] = _build_winner(work, stage, trial, standing, base=base)
+        trained.winners[search] = _build_winner(work, stage, trial, standing, data[search], base=base)
     _remove_losers(work, trained, plan)
 
 
@@ -94,9 +97,11 @@ def _pick_winners(stage: Stage, trained: Trained) -> dict[str, Standing]:
     return standings
 
 
-def _build_winner(work: Work, stage: Stage, trial: PlannedTrial, standing: Standing, *, base: str) -> Winner:
+def _build_winner(
+    work: Work, stage: Stage, trial: PlannedTrial, standing: Standing, data: SearchData, *, base: str
+) -> Winner:
     """Read what a winner ships; a network that was trained whole answers for dev as it will when it is deployed."""
-    shipped, data = choose_shipped(stage, trial), stage.data[trial.search]
+    shipped = choose_shipped(stage, trial)
     checkpoints = [Checkpoint.from_bytes(work.rundir.checkpoint(name).read_bytes()) for name in shipped]
     networks = []
     for number, checkpoint in enumerate(checkpoints):

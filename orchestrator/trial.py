@@ -34,16 +34,23 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialInputs:
-    """What every trial of a stage needs, sent to each node once through Ray's object store."""
+class StageInputs:
+    """The large part of what the trials of a stage need: in Ray's object store once, and once on each node."""
 
     data: Mapping[str, SearchData]
     """By search; all share one array of embeddings, and one of films."""
+    backbone: Backbone | None = None
+    """Where whole networks are trained: what they start from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialInputs:
+    """What the trials of one search, audit or refit need."""
+
     jobs: Mapping[str, Job]
     """By trial."""
     keeper: Any
-    backbone: Backbone | None = None
-    """Where whole networks are trained: what they start from."""
+    """The actor that keeps checkpoints, and has the reference to the StageInputs."""
 
 
 class TunedTrial(tune.Trainable):  # type: ignore[misc]
@@ -58,6 +65,8 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], inputs: TrialInputs) -> None:
         """Start the trial, or take it up at its last checkpoint."""
         self.inputs = inputs
+        (reference,) = ray.get(inputs.keeper.find_inputs.remote())
+        self.stage: StageInputs = ray.get(reference)
         torch.set_num_threads(max(1, int(config["num_cpus"])))
         self._begin(config)
 
@@ -73,7 +82,7 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
     def _begin(self, config: dict[str, Any]) -> None:
         self.job = self.inputs.jobs[config["trial"]["trial"]]
         device = "cuda" if torch.cuda.is_available() and config["num_gpus"] else "cpu"
-        self.training = self.make_training(self.inputs.data[self.job.search], self.job.settings, device)
+        self.training = self.make_training(self.stage.data[self.job.search], self.job.settings, device)
         self.kept_at = time.monotonic()
         self.replay: list[dict[str, Any]] = []
         checkpoint = ray.get(self.inputs.keeper.load.remote(self.job.trial, self.job.starts_from))
@@ -125,5 +134,5 @@ class FinetuneTrial(TunedTrial):
 
     def make_training(self, data: SearchData, settings: TrialSettings, device: str) -> Training:
         """Make backbone and head."""
-        assert self.inputs.backbone is not None
-        return FinetuneTraining(data, settings, self.inputs.backbone.module, device=device)
+        assert self.stage.backbone is not None
+        return FinetuneTraining(data, settings, self.stage.backbone.module, device=device)

@@ -48,13 +48,13 @@ def test_the_paper_preset_has_the_papers_settings():
     assert config.backbone == BackboneSpec(name="resnet18", weights="imagenet")
     assert config.preprocessing == Preprocessing(image_size_px=256, resize="stretch")
     assert (config.num_epochs, config.patience_epochs, config.num_folds) == (10, 4, 10)
-    assert (config.activation, config.sampling, config.metric) == ("none", ("balanced_bones",), "accuracy")
+    assert (config.activation, config.sampling, config.metric) == ("none", ("balanced_bones",), "image_accuracy")
 
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"metric": "f1"}, "metric=f1: must be one of auroc, kappa, accuracy"),
+        ({"metric": "f1"}, "metric=f1: must be one of auroc, kappa, accuracy, image_accuracy"),
         ({"sampling": ("heavy",)}, "sampling=heavy: must be one of plain, balanced_bones"),
         ({"activation": "gelu"}, "activation=gelu: must be one of relu, none"),
         ({"recipes": ("forest",)}, "recipes=forest: must be one of linear_probe"),

@@ -142,14 +142,15 @@ def test_bfloat16_stays_near_float32(films: np.ndarray, name: str, weights: str,
 
 
 def test_the_runtime_suits_backbone_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtimes, "has_native_bfloat16", lambda: True)
+    monkeypatch.setattr(runtimes, "has_native_bfloat16", lambda device: True)
     assert choose_runtime("efficientnet_lite0", "cpu") == ONNX_FLOAT32
     assert choose_runtime("resnet18", "cpu") == TORCH_BFLOAT16
     assert choose_runtime("convnext_atto", "cpu") == ONNX_FLOAT32
     assert choose_runtime("efficientnet_lite0", "cuda").key() == "torch-bfloat16-cuda"
 
-    monkeypatch.setattr(runtimes, "has_native_bfloat16", lambda: False)
+    monkeypatch.setattr(runtimes, "has_native_bfloat16", lambda device: False)
     assert choose_runtime("resnet18", "cpu") == ONNX_FLOAT32
+    assert choose_runtime("efficientnet_lite0", "cuda").key() == "torch-float32-cuda"
 
 
 def test_a_network_without_onnx_export_runs_in_torch(films: np.ndarray) -> None:

@@ -212,6 +212,13 @@ def test_a_routers_head_start_names_bones_as_scikit_learn_does(num_bones):
     assert p_NC == pytest.approx(expected.predict_proba(scaler.transform(features_ND)), abs=1e-3)
 
 
+def test_rows_of_one_class_leave_the_head_as_it_was_drawn():
+    data = make_film_data("hand")
+    one_class = replace(data, labels=np.where(data.folds == 0, data.labels, 0))
+    drawn = make_training(data, finetune={"head_start": False})
+    assert torch.equal(make_training(one_class).module["heads"].weights[0], drawn.module["heads"].weights[0])
+
+
 def test_without_a_head_start_the_head_is_drawn_by_its_seed():
     first, again, other = (
         make_training(finetune={"head_start": False}, seed=seed).module["heads"].weights[0] for seed in (7, 7, 8)
@@ -267,6 +274,14 @@ def test_another_failure_of_the_device_is_not_taken_for_a_lack_of_memory(monkeyp
     with pytest.raises(RuntimeError, match="device-side assert"):
         training.train_epoch()
     assert training.micro_batch_size == 16
+
+
+def test_dev_rows_that_do_not_fit_are_judged_in_smaller_parts_alike(monkeypatch):
+    whole, halved = make_training(), make_training()
+    expected = whole.predict_dev()
+    run_out_of_memory_above(monkeypatch, 5)
+    assert halved.predict_dev() == pytest.approx(expected, abs=1e-6)
+    assert halved.micro_batch_size == 4
 
 
 def test_the_processs_own_lack_of_memory_is_known():

@@ -216,6 +216,7 @@ def test_the_papers_specialists_are_trained_in_updates_that_nothing_stops():
         [0.01, 0.01, 0.001, 0.001]
     )
     assert first.patience_epochs is second.patience_epochs is None
+    assert (first.grace_epochs, second.grace_epochs) == (first.num_epochs, second.num_epochs)
 
 
 def test_the_fair_partner_of_the_papers_specialists_has_their_schedule_and_as_many_updates():
@@ -311,4 +312,12 @@ def test_a_bone_that_fold_0_cannot_judge_has_no_specialist_where_fold_0_judges()
     of_hand = (manifest["bone"] == "hand") & (manifest["split"] == "train")
     manifest.loc[of_hand & (manifest["label"] == 1) & (manifest["fold"] == 0), "fold"] = 1
     assert "specialist:hand/mlp_probe" in make_plan(CONFIG, manifest).searches
-    assert "fold 0" in make_plan(FINETUNE, manifest).untrainable["hand"]
+    assert "fold 0, which judges" in make_plan(FINETUNE, manifest).untrainable["hand"]
+    manifest.loc[of_hand & (manifest["label"] == 1), "fold"] = 0
+    assert "all but fold 0" in make_plan(FINETUNE, manifest).untrainable["hand"]
+
+
+def test_policies_and_rates_of_the_backbone_are_tried_in_every_pair():
+    config = replace(FINETUNE, finetune_trials=9, sampling=("plain", "balanced_bones", "weighted_labels"))
+    trials = make_plan(config, make_manifest()).of_search("baseline/finetune")
+    assert len({(trial.sampling, trial.backbone_lr_factor) for trial in trials}) == 9

@@ -1,6 +1,7 @@
 """Trials on what Ray gives them: one GPU each, several nodes, no disk in common. On a machine with neither."""
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from conftest import NUM_FOLDS, make_manifest, make_probe_data
@@ -22,6 +24,7 @@ from orchestrator.keeper import start_keeper
 from orchestrator.plan import Plan, make_plan
 from orchestrator.rundir import RunDir
 from orchestrator.search import Stage, run_search
+from orchestrator.trial import StageInputs
 
 NUM_GPUS = 4
 LATCH_S = 120
@@ -102,17 +105,40 @@ def test_a_trial_whose_worker_dies_goes_on(tmp_path: Path) -> None:
     assert lines[-1]["worker"]["pid"] != killed[0]
 
 
+def test_the_rows_of_a_stage_are_let_go_when_it_is_over(tmp_path: Path) -> None:
+    """What Tune is given it never lets go again: the films of MURA, once a search, audit and refit."""
+    config, plan = plan_one_trial_a_search(num_epochs=1)
+    data = {search: make_probe_data(search.split("/")[0].split(":")[-1]) for search in plan.searches}
+    heavy = data | {"films": np.ones(2**24, np.uint8)}
+    with local_ray(num_cpus=2):
+        stage = make_stage(config, plan, heavy, tmp_path, on_line=lambda line: None)
+        run_search(stage)
+        assert measure_store() > 2**24
+        ray.get(stage.keeper.hold_inputs.remote([]))
+        wait_until(lambda: measure_store() < 2**23, "Ray to let go of the rows")
+    assert [line["state"] for line in read_journal(tmp_path)] == ["COMPLETE"] * NUM_GPUS
+
+
+def measure_store() -> int:
+    """Give the bytes in this node's object store."""
+    gc.collect()
+    node = ray.nodes()[0]
+    stats = ray._private.internal_api.node_stats(node["NodeManagerAddress"], node["NodeManagerPort"])
+    used: int = stats.store_stats.object_store_bytes_used
+    return used
+
+
 def make_stage(
     config: RunConfig, plan: Plan, data: Mapping[str, Any], root: Path, *, on_line: Callable[[dict[str, Any]], None]
 ) -> Stage:
     rundir = RunDir(root)
+    keeper = start_keeper(rundir)
+    ray.get(keeper.hold_inputs.remote([ray.put(StageInputs(data=data))]))
     return Stage(
         config=config,
         plan=plan,
-        data=data,
-        backbone=None,
         rundir=rundir,
-        keeper=start_keeper(rundir),
+        keeper=keeper,
         share=share_cluster(Placement()),
         on_line=lambda what, line: on_line(line),
     )
