@@ -19,7 +19,8 @@ from torch import Tensor
 from mura_models.backbones import BackboneSpec, load_backbone
 from mura_models.finetune_settings import FinetuneSettings
 from mura_models.finetuning import FinetuneTraining
-from mura_models.training import SearchData, TrialSettings
+from mura_models.search_data import SearchData
+from mura_models.training import TrialSettings
 
 MIN_RATIO = 0.95
 NUM_FILMS = 1024

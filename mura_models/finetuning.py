@@ -20,10 +20,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from mura_models.augmentation import Augmentation, augment
 from mura_models.heads import Heads
+from mura_models.judging import per_head_loss, to_classes
 from mura_models.preprocessing import normalise
 from mura_models.runtimes import has_native_bfloat16
 from mura_models.sampling import weigh_rows
-from mura_models.training import SearchData, Training, TrialSettings, measure_features, per_head_loss, to_classes
+from mura_models.search_data import SearchData, measure_features
+from mura_models.training import Training, TrialSettings
 
 HEAD_START_C = 0.001
 """Inverse strength of the L2 penalty of the head start, over standardised features: strong, as so many features ask."""

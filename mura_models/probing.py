@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from mura_models.heads import Heads
-from mura_models.training import SearchData, Training, TrialSettings, measure_features, per_head_loss, to_classes
+from mura_models.judging import per_head_loss, to_classes
+from mura_models.search_data import SearchData, measure_features
+from mura_models.training import Training, TrialSettings
 
 
 class ProbeTraining(Training):

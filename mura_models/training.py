@@ -1,4 +1,4 @@
-"""What all trainings share: the rows of a search, a trial's settings, the epoch loop, the dev rows, early stopping.
+"""What all trainings share: a trial's settings, the epoch loop, the kept epoch, early stopping, checkpoints.
 
 Nothing here is drawn from a generator that lives on: what update number u trains on is a function of the seed and u
 alone. So a trial's epochs are the same in any order of arrival, and a stopped trial goes on from its checkpoint as if
@@ -7,68 +7,30 @@ nothing had happened.
 An epoch is a fixed number of updates, the same for every search of a recipe: a specialist and the baseline it is
 compared with are trained by the same number of updates, whatever the number of their images.
 
-Shapes: N rows (images), O outcomes, D features, K heads (held-out folds), B rows a batch, C outputs.
+Shapes: m dev rows, C outputs of a head.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from mura_models.calibration import choose_threshold
 from mura_models.checkpoints import Checkpoint
 from mura_models.errors import ConfigError
 from mura_models.finetune_settings import FinetuneSettings
 from mura_models.heads import HeadSettings, ProbeRecipe
+from mura_models.judging import judge_dev
 from mura_models.lr_schedules import LrSchedule
-from mura_models.metrics import Scored, macro_f1, score, to_studies
 from mura_models.sampling import BatchPlan, Sampling, balance_by, weigh_labels
+from mura_models.search_data import SearchData
 
 DevMetric = Literal["auroc", "kappa", "accuracy", "image_accuracy", "macro_f1"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchData:
-    """The rows that one search trains on and is judged by; `features_NOD` is shared by all searches."""
-
-    features_NOD: np.ndarray
-    """Every training image's embeddings by the frozen backbone, float16."""
-    rows: np.ndarray
-    """Which of them belong to this search: [n] indices into N. The arrays below have one entry a row of these."""
-    labels: np.ndarray
-    """Class of each row: 0/1, or the bone's number for the router."""
-    folds: np.ndarray
-    studies: np.ndarray
-    patients: np.ndarray
-    bones: np.ndarray
-    held_out: tuple[int, ...]
-    """The dev folds, one head each: head k never sees the rows of fold `held_out[k]`."""
-    bone_classes: tuple[str, ...] | None = None
-    """The classes in their order where the target is the bone (the router); None where it is the abnormality."""
-    films_NHW: np.ndarray | None = None
-    """Every training film, uint8, in the order of `features_NOD`; None where only heads are trained."""
-
-    @property
-    def is_router(self) -> bool:
-        """Whether the target is the bone rather than the abnormality."""
-        return self.bone_classes is not None
-
-    @property
-    def num_outputs(self) -> int:
-        """Outputs of a head: 1 for abnormal or not, one a bone for the router."""
-        return len(self.bone_classes) if self.bone_classes else 1
-
-    @property
-    def dev_entries(self) -> np.ndarray:
-        """Which of the n rows some head has never seen: [m] indices into `rows`, ascending."""
-        return np.flatnonzero(np.isin(self.folds, self.held_out))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -289,60 +251,3 @@ class Training(ABC):
             for name, tensor in moments.items():
                 if tensor.shape == parameter.shape:
                     moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
-
-
-def measure_features(data: SearchData) -> tuple[Tensor, Tensor]:
-    """Give mean and standard deviation [K, D] of each head's own training rows, plain outcome."""
-    features_nD = data.features_NOD[data.rows, 0].astype(np.float32)
-    moments = [(f.mean(0), f.std(0)) for f in (features_nD[data.folds != fold] for fold in data.held_out)]
-    mean_KD, std_KD = (torch.from_numpy(np.stack(part)) for part in zip(*moments, strict=True))
-    return mean_KD, std_KD
-
-
-def per_head_loss(logits_KBC: Tensor, labels_KB: Tensor, weights_KB: Tensor | None = None) -> Tensor:
-    """Give each head's mean loss [K]; summed, every head has the gradient it would have alone."""
-    if logits_KBC.shape[2] == 1:
-        losses_KB = functional.binary_cross_entropy_with_logits(
-            logits_KBC.squeeze(2), labels_KB.float(), reduction="none"
-        )
-    else:
-        losses_KB = functional.cross_entropy(logits_KBC.transpose(1, 2), labels_KB, reduction="none")
-    return (losses_KB if weights_KB is None else losses_KB * weights_KB).mean(1)
-
-
-def to_classes(logits_C: Tensor) -> Tensor:
-    """Name the likelier class along the last axis, which has one output for two classes."""
-    return (logits_C.squeeze(-1) > 0).long() if logits_C.shape[-1] == 1 else logits_C.argmax(-1)
-
-
-def to_classes_array(logits: np.ndarray) -> np.ndarray:
-    """Do as `to_classes` for an array."""
-    classes: np.ndarray = to_classes(torch.from_numpy(logits)).numpy()
-    return classes
-
-
-def judge_dev(data: SearchData, dev_logits: np.ndarray) -> dict[str, float]:
-    """Give loss and metrics of the dev rows: study level, but loss, macro F1 and `image_accuracy` (at 0.5) by image."""
-    entries = data.dev_entries
-    labels = data.labels[entries]
-    logits_mC, labels_m = torch.from_numpy(dev_logits), torch.from_numpy(labels.astype(np.int64))
-    dev_loss = float(per_head_loss(logits_mC[None], labels_m[None]))
-    classes = to_classes(logits_mC).numpy()
-    image_accuracy = float((classes == labels).mean())
-    if data.bone_classes:
-        f1 = macro_f1(labels, classes, len(data.bone_classes))
-        return {"dev_loss": dev_loss, "dev_macro_f1": f1, "dev_accuracy": image_accuracy}
-    if not math.isfinite(dev_loss):
-        return {"dev_loss": dev_loss}
-    images = Scored(
-        labels=labels,
-        p_abnormal=logits_mC.squeeze(1).double().sigmoid().numpy(),
-        thresholds=np.full(len(labels), 0.5),
-        patients=data.studies[entries],  # no interval is asked for
-    )
-    studies = to_studies(images, data.studies[entries])
-    threshold = choose_threshold(studies.labels, studies.p_abnormal)
-    shipped = replace(studies, thresholds=np.full(len(studies.labels), threshold))
-    points = score(shipped, ("auroc", "kappa", "accuracy"))
-    measured = {"dev_loss": dev_loss, "dev_image_accuracy": image_accuracy}
-    return measured | {f"dev_{metric}": value for metric, value in points.items()}

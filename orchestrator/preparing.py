@@ -6,7 +6,7 @@ import pandas as pd
 from mura_models.data.folds import assign_folds
 from mura_models.data.manifest import DataSet, patient_codes, study_codes
 from mura_models.errors import DataError
-from mura_models.training import SearchData
+from mura_models.search_data import SearchData
 from orchestrator.config import RunConfig
 from orchestrator.ingest import Ingested
 from orchestrator.plan import Plan, holds_out_one_fold

@@ -11,7 +11,7 @@ from mura_models.assembly import FROZEN, Network, mean_logit
 from mura_models.backbones import fill_backbone
 from mura_models.checkpoints import Checkpoint
 from mura_models.errors import RunError
-from mura_models.training import SearchData
+from mura_models.search_data import SearchData
 from orchestrator.audit import AUDIT_SUFFIX, describe_audit, run_audit
 from orchestrator.monitor import SearchMonitor
 from orchestrator.plan import Plan, PlannedTrial

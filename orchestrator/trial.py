@@ -14,7 +14,8 @@ from ray import tune
 from mura_models.backbones import Backbone
 from mura_models.finetuning import FinetuneTraining
 from mura_models.probing import ProbeTraining
-from mura_models.training import Epoch, SearchData, Training, TrialSettings
+from mura_models.search_data import SearchData
+from mura_models.training import Epoch, Training, TrialSettings
 
 KEEP_EVERY_S = 10.0
 """A trial that dies loses at most about this much work (chosen by us)."""

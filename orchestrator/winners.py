@@ -10,8 +10,9 @@ import numpy as np
 from mura_models.assembly import AbnormalityModel, Network
 from mura_models.calibration import apply_temperature, calibrate
 from mura_models.errors import RunError
+from mura_models.judging import to_classes_array
 from mura_models.metrics import Scored, macro_f1, to_studies
-from mura_models.training import SearchData, to_classes_array
+from mura_models.search_data import SearchData
 from orchestrator.plan import PlannedTrial
 
 Line = dict[str, Any]

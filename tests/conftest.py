@@ -9,7 +9,8 @@ from mura_models.assembly import FROZEN, AbnormalityModel, Assembly, Network, Ro
 from mura_models.calibration import Calibration
 from mura_models.data.manifest import patient_codes, study_codes
 from mura_models.heads import Heads, HeadSettings
-from mura_models.training import SearchData, TrialSettings
+from mura_models.search_data import SearchData
+from mura_models.training import TrialSettings
 
 SYSTEM_NAMES = (
     "baseline_linear_probe",

@@ -13,9 +13,9 @@ from sklearn.metrics import f1_score, roc_auc_score
 from mura_models.assembly import FROZEN, Network
 from mura_models.calibration import calibrate
 from mura_models.errors import RunError
+from mura_models.judging import to_classes_array
 from mura_models.metrics import score
 from mura_models.probing import ProbeTraining
-from mura_models.training import to_classes_array
 from orchestrator import aggregate
 from orchestrator.aggregate import assemble, choose_serving, describe_served, find_best_baseline, find_best_router
 from orchestrator.config import RunConfig

@@ -9,7 +9,7 @@ from torch import nn
 
 from mura_models.errors import ConfigError
 from mura_models.heads import Heads, HeadSettings
-from mura_models.training import per_head_loss
+from mura_models.judging import per_head_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
