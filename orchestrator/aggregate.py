@@ -14,9 +14,9 @@ from mura_models.errors import RunError
 from mura_models.intervals import standard_error_of_gain
 from mura_models.metrics import score
 from orchestrator.config import RunConfig
+from orchestrator.targets import BASELINE, ROUTER, name_specialist
 from orchestrator.winners import Winner, find_common_folds
 
-ROUTER = "router"
 """The target of every search whose winner names the bone."""
 
 
@@ -45,7 +45,7 @@ def choose_serving(
     best_baseline = find_best_baseline(config, winners)
     served = {}
     for bone in bones:
-        specialists = _of_target(winners, f"specialist:{bone}")
+        specialists = _of_target(winners, name_specialist(bone))
         why = None
         if not can_route:
             why = "the best baseline on dev; no specialist can be chosen, for no router was trained"
@@ -81,7 +81,7 @@ def _compare(config: RunConfig, baseline: Winner, specialists: Mapping[str, Winn
 
 def find_best_baseline(config: RunConfig, winners: Mapping[str, Winner]) -> Winner:
     """Give the baseline with the best dev score by study. Raises RunError where none was trained."""
-    baselines = _of_target(winners, "baseline")
+    baselines = _of_target(winners, BASELINE)
     if not baselines:
         raise RunError("no baseline was trained: nothing can be served")
     folds = find_common_folds(baselines)

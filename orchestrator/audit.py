@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from orchestrator.plan import PlannedTrial
-from orchestrator.rundir import Journal
+from orchestrator.rundir import Journal, Line
 from orchestrator.search import Stage, make_job, run_jobs
-from orchestrator.winners import Line, pick_winner, rank_trials
+from orchestrator.winners import pick_winner, rank_trials
 
 AUDIT_SUFFIX = "/audit"
 

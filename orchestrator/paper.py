@@ -14,6 +14,7 @@ import pandas as pd
 from mura_models.data.manifest import patient_codes
 from mura_models.intervals import Estimate, summarise
 from mura_models.metrics import Scored
+from orchestrator.targets import name_specialist
 
 HUMERUS = "humerus"
 """The only bone for which the paper trained specialists."""
@@ -165,7 +166,7 @@ def _explain_absence(
     """Say why no specialist of this recipe answers for a bone; None where one does."""
     whys = {name.lower(): why for name, why in bones_without_specialist.items()}
     whys |= {search.lower(): why for search, why in failed_searches.items()}
-    return whys.get(bone.lower()) or whys.get(f"specialist:{bone}/{recipe}".lower())
+    return whys.get(bone.lower()) or whys.get(f"{name_specialist(bone)}/{recipe}".lower())
 
 
 def _absent(why: str) -> Estimate:

@@ -19,6 +19,7 @@ from mura_models.sampling import Sampling
 from mura_models.training import TrialSettings
 from orchestrator.config import BONE_TASK, RunConfig
 from orchestrator.points import Point, draw_points
+from orchestrator.targets import BASELINE, ROUTER, find_bone, name_specialist
 
 MIN_IMAGES_PER_LABEL = 20
 """A bone with fewer of either label in train has no specialist: the baseline serves it (DESIGN.md)."""
@@ -78,7 +79,7 @@ class PlannedTrial:
             batch_size=self.batch_size,
             activation=config.activation,
             sampling=self.sampling,
-            metric="macro_f1" if self.target == "router" else config.metric,
+            metric="macro_f1" if self.target == ROUTER else config.metric,
             grace_epochs=self.grace_epochs,
             patience_epochs=self.patience_epochs,
             kept_epoch=config.kept_epoch,
@@ -146,10 +147,10 @@ def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
         normal, abnormal = counts.sum()
         raise DataError(f"train has {normal} normal and {abnormal} abnormal images: each needs at least one a fold")
     trainable, untrainable = _split_bones(config, counts, train)
-    searches = [(f"specialist:{bone}", recipe) for bone in trainable for recipe in config.specialist_recipes]
-    searches += [("baseline", recipe) for recipe in config.system_recipes]
+    searches = [(name_specialist(bone), recipe) for bone in trainable for recipe in config.specialist_recipes]
+    searches += [(BASELINE, recipe) for recipe in config.system_recipes]
     if len(counts) > 1:
-        searches += [("router", recipe) for recipe in config.router_recipes]
+        searches += [(ROUTER, recipe) for recipe in config.router_recipes]
     images_of_bone = {str(bone): int(n) for bone, n in train["bone"].value_counts().items()}
     trials = [
         trial
@@ -166,7 +167,7 @@ def choose_budget(config: RunConfig, target: str, recipe: str, images_of_bone: M
     if recipe == "two_stage_probe":
         epochs = 2 * config.num_epochs
         return _budget_in_steps(config, epochs, 2 * PAPER_STAGE_UPDATES)
-    if config.preset == "paper" and target.startswith("specialist:") and recipe == "mlp_probe":
+    if config.preset == "paper" and find_bone(target) and recipe == "mlp_probe":
         return _budget_in_steps(config, config.num_epochs, PAPER_STAGE_UPDATES)
     is_finetune = recipe == "finetune"
     num_epochs = config.finetune_epochs if is_finetune else config.num_epochs
@@ -186,11 +187,11 @@ def _budget_in_steps(config: RunConfig, num_epochs: int, num_updates: int) -> Bu
 
 def _plan_search(config: RunConfig, target: str, recipe: str, images_of_bone: Mapping[str, int]) -> list[PlannedTrial]:
     search = f"{target}/{recipe}"
-    is_specialist = target.startswith("specialist:")
+    bone = find_bone(target)
     budget = choose_budget(config, target, recipe, images_of_bone)
-    num_images = images_of_bone.get(target.removeprefix("specialist:"), sum(images_of_bone.values()))
+    num_images = images_of_bone[bone] if bone else sum(images_of_bone.values())
     trials = []
-    for number, point in enumerate(draw_points(config, recipe, is_specialist=is_specialist)):
+    for number, point in enumerate(draw_points(config, recipe, is_specialist=bone is not None)):
         trials.append(
             PlannedTrial(
                 stage=STAGES[recipe],

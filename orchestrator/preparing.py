@@ -11,6 +11,7 @@ from orchestrator.config import RunConfig
 from orchestrator.ingest import Ingested
 from orchestrator.plan import Plan, holds_out_one_fold
 from orchestrator.rundir import RunDir, write_table
+from orchestrator.targets import ROUTER, find_bone
 from orchestrator.work import Work
 
 
@@ -54,9 +55,9 @@ def gather_data(work: Work, plan: Plan, base: str) -> dict[str, SearchData]:
     data = {}
     for name in plan.searches:
         target, recipe = name.rsplit("/", 1)
-        is_specialist = target.startswith("specialist:")
-        rows = np.flatnonzero(bones == target.removeprefix("specialist:")) if is_specialist else np.arange(len(train))
-        is_router = target == "router"
+        bone = find_bone(target)
+        rows = np.arange(len(train)) if bone is None else np.flatnonzero(bones == bone)
+        is_router = target == ROUTER
         labels = np.searchsorted(work.bones, bones) if is_router else train["label"].to_numpy(np.int64)
         data[name] = SearchData(
             features_NOD=features_NOD,

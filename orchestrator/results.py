@@ -10,6 +10,7 @@ from mura_models.assembly import Assembly, Features
 from mura_models.data.manifest import patient_codes, study_codes
 from mura_models.intervals import compare, compare_mean_of_groups, summarise
 from mura_models.metrics import Scored, confusion, macro_f1, mean_of_groups, to_studies
+from orchestrator.targets import name_specialist
 
 COMPARED_METRICS = ("auroc", "kappa")
 UNITS = ("study", "image")
@@ -45,7 +46,7 @@ def list_systems(assembly: Assembly, recipes: Sequence[str]) -> dict[str, tuple[
         if baseline not in assembly.models:
             continue
         systems[f"baseline_{recipe}"] = (dict.fromkeys(assembly.classes, baseline), False)
-        own = {bone: f"specialist:{bone}/{recipe}" for bone in assembly.classes}
+        own = {bone: f"{name_specialist(bone)}/{recipe}" for bone in assembly.classes}
         if any(name in assembly.models for name in own.values()):
             serving = {bone: name if name in assembly.models else baseline for bone, name in own.items()}
             systems[f"specialists_{recipe}_oracle"] = (serving, False)

@@ -226,6 +226,10 @@ def to_plain(content: Any) -> Any:
     return content
 
 
+Line = dict[str, Any]
+"""An epoch of a trial in the journal."""
+
+
 class Journal:
     """`journal.jsonl`: what every epoch of every trial came to and what was decided, in order of arrival.
 

@@ -16,13 +16,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.utils.util import unflatten_dict
 
-from orchestrator.rundir import Journal
+from orchestrator.rundir import Journal, Line
 
 REDUCTION_FACTOR = 2
 MIN_PEERS = 3
 """A trial is not stopped before so many others have stood at its rung: the first arrivals are no measure."""
-
-Line = dict[str, Any]
 
 
 class Ladder:

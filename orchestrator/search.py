@@ -12,8 +12,8 @@ from ray import tune
 from mura_models.errors import RunError
 from orchestrator.config import RunConfig
 from orchestrator.plan import Plan, PlannedTrial
-from orchestrator.rundir import Journal, RunDir
-from orchestrator.scheduling import LadderPerSearch, LadderRule, Line, list_rungs
+from orchestrator.rundir import Journal, Line, RunDir
+from orchestrator.scheduling import LadderPerSearch, LadderRule, list_rungs
 from orchestrator.trial import FinetuneTrial, Job, ProbeTrial, TrialInputs
 
 MAX_WORKER_FAILURES = 3

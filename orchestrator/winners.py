@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,7 @@ from mura_models.judging import to_classes_array
 from mura_models.metrics import Scored, macro_f1, to_studies
 from mura_models.search_data import SearchData
 from orchestrator.plan import PlannedTrial
-
-Line = dict[str, Any]
+from orchestrator.rundir import Line
 
 
 @dataclass(frozen=True, kw_only=True)
