@@ -63,9 +63,7 @@ def choose_serving(
 def _compare(config: RunConfig, baseline: Winner, specialists: Mapping[str, Winner], bone: str) -> Served:
     """Hold the best specialist of a bone against the best baseline."""
     metric = config.served_metric
-    folds = find_common_folds(specialists)
-    scores = {name: score(winner.rate_studies(folds, bone))[metric] for name, winner in specialists.items()}
-    specialist = specialists[_find_best(scores)]
+    specialist = _find_best(specialists, metric, bone)
     folds = find_common_folds({specialist.search: specialist, baseline.search: baseline})
     specialist_dev, baseline_dev = (winner.rate_studies(folds, bone) for winner in (specialist, baseline))
     gain, error = standard_error_of_gain(specialist_dev, baseline_dev, metric)
@@ -80,18 +78,35 @@ def _compare(config: RunConfig, baseline: Winner, specialists: Mapping[str, Winn
 
 
 def find_best_baseline(config: RunConfig, winners: Mapping[str, Winner]) -> Winner:
-    """Give the baseline with the best dev score by study. Raises RunError where none was trained."""
+    """Give the best baseline on dev, by study. Raises RunError where none was trained.
+
+    The best of those that most rows judged, unless one that fewer judged is above it by more than a standard error.
+    """
     baselines = _of_target(winners, BASELINE)
     if not baselines:
         raise RunError("no baseline was trained: nothing can be served")
-    folds = find_common_folds(baselines)
     metric = config.served_metric
-    return baselines[_find_best({name: score(w.rate_studies(folds))[metric] for name, w in baselines.items()})]
+    most = max(len(winner.dev.labels) for winner in baselines.values())
+    holder = _find_best({name: w for name, w in baselines.items() if len(w.dev.labels) == most}, metric)
+    rest = {name: w for name, w in baselines.items() if len(w.dev.labels) < most}
+    if not rest:
+        return holder
+    challenger = _find_best(rest, metric)
+    return challenger if _is_clearly_better(challenger, holder, metric) else holder
 
 
-def _find_best(scores: Mapping[str, float]) -> str:
-    """Name the highest; one that is not a number is the lowest."""
-    return max(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else scores[name])
+def _is_clearly_better(challenger: Winner, holder: Winner, metric: str) -> bool:
+    """Say whether a model is above another by more than a standard error on the folds that judged both."""
+    folds = find_common_folds({challenger.search: challenger, holder.search: holder})
+    gain, error = standard_error_of_gain(challenger.rate_studies(folds), holder.rate_studies(folds), metric)
+    return gain > error
+
+
+def _find_best(winners: Mapping[str, Winner], metric: str, bone: str | None = None) -> Winner:
+    """Give the highest by study on the folds that judged all; a score that is not a number is the lowest."""
+    folds = find_common_folds(winners)
+    scores = {name: score(winner.rate_studies(folds, bone))[metric] for name, winner in winners.items()}
+    return winners[max(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else scores[name])]
 
 
 def rate_routers(winners: Mapping[str, Winner]) -> dict[str, float]:

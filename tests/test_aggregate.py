@@ -173,12 +173,24 @@ def test_a_specialist_is_held_against_the_best_baseline():
 
 def test_what_was_judged_on_one_fold_is_compared_on_that_fold():
     """A baseline that is good elsewhere must not win by rows that the other was never judged on."""
-    everywhere, once = make_winner(LINEAR, skill=1), make_winner(MLP, skill=1.5, folds=(0,))
+    everywhere, once = make_winner(LINEAR, skill=0.5), make_winner(MLP, skill=4, folds=(0,))
     cheat = everywhere.dev.logits.copy()
     cheat[everywhere.dev.folds != 0] = 20 * (everywhere.dev.labels[everywhere.dev.folds != 0, None] - 0.5)
     flattered = replace(everywhere, dev=replace(everywhere.dev, logits=cheat))
     assert find_best_baseline(CONFIG, {LINEAR: flattered, MLP: once}) is once
     assert serve(flattered, once)["hand"].model == MLP
+
+
+def test_a_baseline_that_fewer_rows_judged_must_be_better_by_more_than_a_standard_error():
+    everywhere, a_little, clearly = (
+        make_winner(LINEAR, skill=2),
+        make_winner(MLP, skill=2.05, folds=(0,)),
+        make_winner(MLP, skill=6, folds=(0,)),
+    )
+    folds = [0]
+    assert score(a_little.rate_studies(folds))["auroc"] >= score(everywhere.rate_studies(folds))["auroc"]
+    assert find_best_baseline(CONFIG, {LINEAR: everywhere, MLP: a_little}) is everywhere
+    assert find_best_baseline(CONFIG, {LINEAR: everywhere, MLP: clearly}) is clearly
 
 
 def test_the_router_is_the_better_one_on_the_rows_that_judged_both():
