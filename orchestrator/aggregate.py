@@ -169,7 +169,6 @@ def describe_choice(choice: Served, winner: Winner) -> dict[str, Any]:
         "target": winner.trial.target,
         "recipe": winner.trial.recipe,
         "trial": winner.trial.trial,
-        "shipped": list(winner.shipped),
         "lr_schedule": winner.trial.lr_schedule,
         "lr": winner.trial.lr,
         "dev": choice.dev,
