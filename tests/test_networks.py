@@ -107,7 +107,8 @@ def test_refits_are_shipped_and_losers_are_not_kept(finetuned: Path) -> None:
 def test_a_run_killed_while_it_trains_networks_goes_on_as_if_nothing_had_happened(
     user: User, films: Path, tmp_path: Path
 ) -> None:
-    fewer = ("--recipes", "finetune", "--trials", "1", "--no-early-stopping", "--max-concurrent", "1")
+    fewer = ("--recipes", "finetune", "--trials", "1", "--refit-seeds", "0", "--no-early-stopping")
+    fewer = (*fewer, "--max-concurrent", "1")
     options = ("--data", films, *FINETUNE, *fewer)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     user.run_study("--run-dir", whole, *options)
