@@ -48,31 +48,38 @@ def embed_films(
     model, choice = prepare_model(backbone, choice, preprocessing.image_size_px)
     if cached := open_cached(name_folder(choice)):  # the export failed before, too
         return cached, choice, 0
-    model_ref = ray.put(model)
     key = embedding_key(preprocessing, backbone, choice)
-    task, films_per_task = (ON_GPU, FILMS_PER_GPU_TASK) if choice.device == "cuda" else (ON_CPU, FILMS_PER_TASK)
-
-    def submit(rows: range) -> Any:
-        return task.remote(
-            rows, films.rows[places[rows.start : rows.stop]], [model_ref], key, choice, outcomes=outcomes
-        )
+    parts = _embed_in_parts(films.rows, places, ray.put(model), key=key, choice=choice, outcomes=outcomes)
 
     def collect() -> Iterator[tuple[Sequence[str], np.ndarray]]:
         num_done = 0
-        for rows, embeddings_BOD in run_bounded(submit, split_range(len(wanted), films_per_task)):
+        for rows, embeddings_BOD in parts:
             num_done += len(rows)
             on_progress("embed", num_done, len(wanted))
             yield wanted[rows.start : rows.stop], embeddings_BOD
 
-    embeddings = write_cached(
-        name_folder(choice),
-        wanted,
-        collect(),
-        row_shape=(len(outcomes), backbone.num_features),
-        dtype="float16",
-        failures={},
-    )
+    row_shape = (len(outcomes), backbone.num_features)
+    embeddings = write_cached(name_folder(choice), wanted, collect(), row_shape=row_shape, dtype="float16", failures={})
     return embeddings, choice, len(wanted)
+
+
+def _embed_in_parts(
+    films_NHW: np.ndarray,
+    places: np.ndarray,
+    model_ref: Any,
+    *,
+    key: str,
+    choice: RuntimeChoice,
+    outcomes: Sequence[tuple[bool, bool]],
+) -> Iterator[tuple[range, np.ndarray]]:
+    """Embed the films at these places, a task a part; give parts of `places` and float16 [B, O, D] as they come."""
+    task, films_per_task = (ON_GPU, FILMS_PER_GPU_TASK) if choice.device == "cuda" else (ON_CPU, FILMS_PER_TASK)
+
+    def submit(rows: range) -> Any:
+        films_BHW = films_NHW[places[rows.start : rows.stop]]
+        return task.remote(rows, films_BHW, [model_ref], key, choice, outcomes=outcomes)
+
+    return run_bounded(submit, split_range(len(places), films_per_task))
 
 
 def embed_images(
