@@ -107,6 +107,7 @@ class User:
                 [str(part) for part in command],
                 cwd=self.home,
                 env=self.environment(**more),
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -114,7 +114,9 @@ def test_the_rows_of_a_stage_are_let_go_when_it_is_over(tmp_path: Path) -> None:
         stage = make_stage(config, plan, heavy, tmp_path, on_line=lambda line: None)
         run_search(stage)
         assert measure_store() > 2**24
-        ray.get(stage.keeper.hold_inputs.remote([]))
+        keeper = stage.keeper
+        del stage
+        ray.get(keeper.hold_inputs.remote([]))
         wait_until(lambda: measure_store() < 2**23, "Ray to let go of the rows")
     assert [line["state"] for line in read_journal(tmp_path)] == ["COMPLETE"] * NUM_GPUS
 
@@ -132,16 +134,18 @@ def make_stage(
     config: RunConfig, plan: Plan, data: Mapping[str, Any], root: Path, *, on_line: Callable[[dict[str, Any]], None]
 ) -> Stage:
     rundir = RunDir(root)
-    keeper = start_keeper(rundir)
-    ray.get(keeper.hold_inputs.remote([ray.put(StageInputs(data=data))]))
-    return Stage(
+    stage = Stage(
         config=config,
         plan=plan,
         rundir=rundir,
-        keeper=keeper,
+        keeper=start_keeper(rundir),
+        inputs=ray.put(StageInputs(data=data)),
         share=share_cluster(Placement()),
         on_line=lambda what, line: on_line(line),
+        say=lambda text: None,
     )
+    stage.hold_inputs()
+    return stage
 
 
 def plan_one_trial_a_search(num_epochs: int) -> tuple[RunConfig, Plan]:
