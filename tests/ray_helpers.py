@@ -117,6 +117,8 @@ class User:
         finally:
             self.end_processes()
             process.wait(timeout=30)
+            assert process.stdin is not None
+            process.stdin.close()
 
     @property
     def log(self) -> Path:

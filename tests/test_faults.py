@@ -8,9 +8,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from faults import MODES, OPTIONS, Ordeal, assert_nothing_changed, assert_whole, draw_faults, take_stock
-from ray_helpers import User, assert_same_results, make_user, read_journal, read_json, wait_until, write_films
+from ray_helpers import (
+    ROOT,
+    TINY,
+    User,
+    assert_same_results,
+    make_user,
+    read_journal,
+    read_json,
+    wait_until,
+    write_films,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -122,6 +133,47 @@ def test_a_trial_cut_between_two_rungs_is_judged_as_if_nothing_had_happened(
     user.run_study("--run-dir", run_dir, *options)
     assert_nothing_changed(before, run_dir)
     assert_as_promised(run_dir, undisturbed(mode), mode)
+
+
+FAIL_A_SEARCH = """
+import sys
+from dataclasses import replace
+import orchestrator.search as search
+from orchestrator.cli import run_command
+
+make_job = search.make_job
+
+def make_impossible_job(config, trial):
+    job = make_job(config, trial)
+    if trial.search == "specialist:wrist/mlp_probe":  # more memory than there is
+        job = replace(job, settings=replace(job.settings, hidden_size=10**9))
+    return job
+
+search.make_job = make_impossible_job
+sys.exit(run_command(sys.argv[1:]))
+"""
+
+
+def test_a_search_whose_trials_all_fail_is_reported_and_the_rest_completes(user: User, films: Path) -> None:
+    search, run_dir = "specialist:wrist/mlp_probe", user.home / "run"
+    options = ("--all-bones", "--data", films, "--run-dir", run_dir, *TINY)
+    done = user.call(sys.executable, "-c", FAIL_A_SEARCH, *options)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("failed:")]
+    assert f"{search}: every trial failed" in line
+    report = read_json(run_dir / "report.json")
+    assert set(report["run"]["failed_searches"]) == {search}
+    assert report["served"]["wrist"]["target"] == "baseline"
+    assert "every trial failed" in (run_dir / "report.html").read_text(encoding="utf-8")
+    ends = {line["trial"]: line for line in read_journal(run_dir) if line["state"] != "RUNNING"}
+    assert set(ends) == set(pd.read_csv(run_dir / "plan.csv")["trial"])
+    failed = {name: line["why"] for name, line in ends.items() if line["state"] == "FAILED"}
+    assert set(failed) == {name for name in ends if name.startswith(search)}
+    assert all("the worker failed 4 times" in why for why in failed.values())
+    again = user.call(sys.executable, ROOT / "run_study.py", *options)
+    assert again.returncode == 1
+    assert "this run is finished" in again.stdout
 
 
 NODES = """
