@@ -6,9 +6,10 @@ Every backbone gets films normalised the paper's way (preprocessing.py), whateve
 import copy
 import difflib
 import hashlib
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class BackboneSpec:
         if self.weights in ("imagenet", "none"):
             return self.weights
         path = Path(self.weights)
+        _check_is_file(path)
         try:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -90,6 +92,12 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
         weights_source=source,
         weights_digest=_digest_weights(module),
     )
+
+
+def check_backbone(spec: BackboneSpec, image_size_px: int) -> None:
+    """Raise what `load_backbone` and `check_image_size` would, but fetch nothing: a network's shape is enough."""
+    has_file = spec.weights not in ("imagenet", "none")
+    check_image_size(load_backbone(spec if has_file else replace(spec, weights="none")), image_size_px)
 
 
 def fill_backbone(start: Backbone, tensors: Mapping[str, torch.Tensor], *, source: str) -> Backbone:
@@ -188,10 +196,7 @@ def _load_weights_file(module: nn.Module, name: str, path: Path) -> None:
 
 
 def _read_weights_file(path: Path) -> Any:
-    if not path.is_file():
-        raise WeightsError(
-            f"weights {str(path)!r}: no such file; give imagenet, none or an existing .pt, .pth or .safetensors file"
-        )
+    _check_is_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -207,6 +212,15 @@ def _read_weights_file(path: Path) -> Any:
             "copy it again, or save the network's state_dict() alone"
         ) from error
     raise WeightsError(f"weights {path.name!r}: unknown suffix {path.suffix!r}; must be .pt, .pth or .safetensors")
+
+
+def _check_is_file(path: Path) -> None:
+    """Raise WeightsError unless a regular file is there: opening a pipe would wait for ever."""
+    if not os.path.isfile(path):  # noqa: PTH113, a Path raises for a name that is too long
+        what = "not a file" if os.path.exists(path) else "no such file"  # noqa: PTH110
+        raise WeightsError(
+            f"weights {str(path)!r}: {what}; give imagenet, none or an existing .pt, .pth or .safetensors file"
+        )
 
 
 def _unwrap_tensors(content: Any) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import ray
 
 from mura_models.errors import ConfigError
-from orchestrator.config import Placement
+from orchestrator.config import Placement, check_address
 from orchestrator.search import Share
 
 JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -58,9 +58,13 @@ def connected(placement: Placement) -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait there for minutes."""
+    """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait there for minutes.
+
+    Raises ConfigError for what is no address.
+    """
+    check_address(address)
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
+    if host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
