@@ -253,13 +253,12 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Write a run's page anew."""
-    from mura_models.errors import ConfigError
+    from orchestrator.provenance import check_finished
     from orchestrator.report import render_report
     from orchestrator.rundir import RunDir
 
     rundir = RunDir(arguments.run_dir)
-    if not rundir.report_json.exists():
-        raise ConfigError(f"run-dir={rundir.root}: has no report.json; finish the run first")
+    check_finished(rundir)
     render_report(rundir)
     print(rundir.report_html)
 

@@ -83,7 +83,7 @@ def decode_films(
     def submit(part: pd.DataFrame) -> Any:
         paths = [Path(file) for file in part["file"]]
         named = [(digest, path.suffix.lower()) for digest, path in zip(part["digest"], paths, strict=True)]
-        contents = [path.read_bytes() for path in paths]
+        contents = [read_content(path) for path in paths]
         return decode_images.remote(named, contents, preprocessing_ref)
 
     def collect() -> Iterator[tuple[list[str], np.ndarray]]:
@@ -100,13 +100,27 @@ def decode_films(
     return store, len(digests)
 
 
+def read_content(path: Path) -> bytes | str:
+    """Give a file's bytes, or why it cannot be read any more: a scan has read it before."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        return f"file cannot be read: {error.strerror}"
+
+
 @ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]
 def decode_images(
-    named: list[tuple[str, str]], contents: list[bytes], preprocessing: Preprocessing
+    named: list[tuple[str, str]], contents: list[bytes | str], preprocessing: Preprocessing
 ) -> tuple[list[str], np.ndarray, dict[str, str]]:
-    """Decode and resize files given as (digest, suffix) and bytes: digests and films [B, S, S], and what failed."""
+    """Decode and resize files given as (digest, suffix) and bytes: digests and films [B, S, S], and what failed.
+
+    Text in the place of bytes says why there are none.
+    """
     films, names, failed = [], [], {}
     for (digest, suffix), content in zip(named, contents, strict=True):
+        if isinstance(content, str):
+            failed[digest] = content
+            continue
         try:
             films.append(resize_image(decode_image(content, suffix), preprocessing))
             names.append(digest)

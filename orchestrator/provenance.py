@@ -7,6 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
+
 from mura_models.data.manifest import DataSet
 from mura_models.errors import ConfigError
 from orchestrator.config import RunConfig
@@ -34,7 +37,7 @@ def open_run(rundir: RunDir, config: RunConfig, dataset: DataSet) -> None:
     """
     identity = {"config": config.to_json(), "data_fingerprint": dataset.fingerprint()}
     if rundir.run_json.exists():
-        differences = find_differences(read_json(rundir.run_json), identity)
+        differences = find_differences(_read_object(rundir.run_json), identity)
         if differences:
             raise ConfigError(
                 f"{rundir.root} holds another run: {'; '.join(differences)}; give another --run-dir, or --fresh"
@@ -43,6 +46,33 @@ def open_run(rundir: RunDir, config: RunConfig, dataset: DataSet) -> None:
     data = {"name": dataset.name, "kind": dataset.kind, "is_phantom": dataset.is_phantom, "notes": list(dataset.notes)}
     origin = {"schema": SCHEMA, "versions": list_versions(), "git_commit": find_commit(), "data": data}
     write_json(rundir.run_json, identity | origin)
+
+
+def check_finished(rundir: RunDir) -> None:
+    """Raise ConfigError unless the directory holds all that a report is written from, each file whole."""
+    tables = (rundir.trials, rundir.predictions)
+    objects = (rundir.report_json, rundir.served, rundir.exploration)
+    missing = [path.name for path in (*objects, *tables) if not path.is_file()]
+    if missing:
+        raise ConfigError(f"run-dir={rundir.root}: has no {missing[0]}; finish the run first")
+    for path in objects:
+        _read_object(path)
+    for path in tables:
+        try:
+            pyarrow.parquet.read_metadata(path)
+        except pyarrow.ArrowException as error:
+            raise ConfigError(f"{path}: damaged ({error}); finish the run again, with --fresh") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a file of ours. Raises ConfigError where it is damaged or somebody else's."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: damaged ({error}); give another --run-dir, or --fresh") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not written by this program; give another --run-dir, or --fresh")
+    return content
 
 
 def find_differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
