@@ -195,6 +195,10 @@ def _load_weights_file(module: nn.Module, name: str, path: Path) -> None:
         told = ", ".join(f"{len(keys)} {what} (first: {keys[0]})" for what, keys in problems.items() if keys)
         raise WeightsError(f"weights {path.name!r}: not made for {name}; tensors {told}; give the matching --backbone")
     usable = {key: tensor for key, tensor in tensors.items() if key in expected}
+    odd = [key for key, t in usable.items() if t.layout != torch.strided or t.is_complex() or t.is_quantized]
+    if odd:
+        raise WeightsError(f"weights {path.name!r}: {odd[0]} holds no plain numbers; save dense, real tensors")
+    usable = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in usable.items()}
     if not all(tensor.isfinite().all() for tensor in usable.values()):
         raise WeightsError(f"weights {path.name!r}: holds NaN or infinite values; give a sound file")
     module.load_state_dict(usable, strict=False)

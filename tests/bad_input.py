@@ -61,6 +61,8 @@ class Told:
     """After `--all-bones --dry-run --folds 2 --data manifest.csv`, which later options overrule."""
     instead: tuple[str, ...] = ()
     """The whole command, where it is not that one; `mura` for a sub-command."""
+    not_made: str = "runs"
+    """A file that must not be there afterwards."""
     environment: dict[str, str] = field(default_factory=dict)
     make: Callable[["Clinic"], object] = lambda clinic: None
     """Called in the clinic's folder before the command."""

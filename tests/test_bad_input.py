@@ -71,3 +71,4 @@ def check_told(case: Told, clinic: Clinic, capsys: pytest.CaptureFixture[str]) -
     assert code == 2
     assert "dashboard" not in output.out
     assert not ray.is_initialized()
+    assert not (clinic.folder / case.not_made).exists()
