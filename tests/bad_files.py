@@ -250,6 +250,14 @@ FILES: dict[str, Told] = {
     ),
     "an unknown network": bundle(FIT, forge(lambda index: index["backbones"][FROZEN].update(name="no_such"))),
     "a model that is not there": bundle("serving names", forge(lambda index: index["serving"].update(hand="none"))),
+    "models in a list": bundle(FIT, forge(lambda index: index.update(models=[]))),
+    "digests in a list": bundle("has no sha256", forge(lambda index: index.update(sha256=[]))),
+    "a precision that is not there": bundle(FIT, forge(lambda index: index["runtime"].update(precision="int4"))),
+    "a bone that nothing serves": bundle("serving [", forge(lambda index: index["serving"].pop("hand"))),
+    **{
+        f"no {part} in the index": bundle("bundle: its parts", forge(lambda index, part=part: index.pop(part)))
+        for part in ("sha256", "models", "classes", "serving", "backbones", "runtime", "preprocessing")
+    },
     # What is to be predicted, and where answers go.
     "answers of an unknown kind": out("out=a.xlsx: must end in .csv, .parquet, .json", "a.xlsx"),
     "answers in the place of a folder": out("out=folder.csv: is a folder", "folder.csv"),

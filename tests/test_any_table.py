@@ -49,7 +49,7 @@ def read(content, reader):
             return None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(draw_tables())
 def test_the_cells_of_a_table_come_back_as_they_were_written(table):
     header, rows, content = table
@@ -63,7 +63,7 @@ def test_the_cells_of_a_table_come_back_as_they_were_written(table):
     assert listing.quarantine.empty
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(draw_tables())
 def test_every_row_of_a_table_is_kept_or_left_out_with_a_reason(table):
     header, rows, content = table
@@ -75,7 +75,7 @@ def test_every_row_of_a_table_is_kept_or_left_out_with_a_reason(table):
             assert (listing.quarantine["reason"] != "").all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="replace")))
 def test_any_bytes_are_a_table_or_refused_in_one_line(content):
     for reader in (list_csv, list_csv_for_prediction):
@@ -100,7 +100,7 @@ def rule(rows):
     return apply_rules(Listing(rows=rows), study_columns=STUDY)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(films, min_size=1, max_size=40), st.randoms(use_true_random=False))
 def test_the_rules_leave_no_leak_and_lose_no_row_in_any_order(drawn, random):
     rows = pd.DataFrame(drawn).assign(path=[f"{number}.png" for number in range(len(drawn))], fold=-1)

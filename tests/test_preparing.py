@@ -8,7 +8,9 @@ from conftest import make_manifest
 
 from mura_models.data.manifest import DataSet
 from mura_models.errors import ConfigError, DataError
+from mura_models.preprocessing import Preprocessing
 from orchestrator.config import RunConfig
+from orchestrator.ingest import decode_images, read_content
 from orchestrator.pipeline import settle_plan
 from orchestrator.plan import make_plan
 from orchestrator.preparing import finish_manifest
@@ -33,6 +35,12 @@ def test_a_film_that_could_not_be_decoded_is_left_out_and_named(tmp_path):
     assert len(finished) == len(manifest) - 2
     assert set(finished.loc[finished["split"] == "train", "fold"]) == {0, 1}
     assert set(finished.loc[finished["split"] == "test", "fold"]) == {-1}
+
+
+def test_a_film_that_is_gone_since_the_scan_is_left_out_with_the_reason(tmp_path):
+    contents = [read_content(tmp_path / "gone.png")]
+    names, _, failed = decode_images._function([("digest", ".png")], contents, Preprocessing(image_size_px=32))
+    assert (names, failed) == ([], {"digest": "file cannot be read: No such file or directory"})
 
 
 def test_a_bone_whose_last_train_film_failed_is_not_tested_either(tmp_path):
