@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import OutOfDiskError
 
 from mura_models.errors import ConfigError, StorageError
-from orchestrator.config import Placement
+from orchestrator.config import Placement, check_address
 from orchestrator.interrupts import handlers_kept, uninterrupted
 
 JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -77,9 +77,13 @@ def _start_or_join(address: str | None) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait there for minutes."""
+    """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait there for minutes.
+
+    Raises ConfigError for what is no address.
+    """
+    check_address(address)
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
+    if host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
