@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from mura_models.errors import ConfigError
 from orchestrator.config import Placement
@@ -29,16 +30,16 @@ def is_inside_job() -> bool:
 def connected(placement: Placement) -> Iterator[None]:
     """Join the cluster at `--address` (or $RAY_ADDRESS), else start Ray here with its dashboard on 127.0.0.1.
 
-    Raises ConfigError where no cluster answers at the address.
+    Raises ConfigError where no cluster answers at the address, or one that takes neither this token nor these versions.
     """
     if ray.is_initialized():
         yield
         return
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    address = placement.address or os.environ.get("RAY_ADDRESS")
+    address = find_address(placement)
     try:
         if address:
-            _knock(address)
+            knock(address)
             ray.init(address=address, log_to_driver=False, logging_level="WARNING")
         else:
             # "local": a Ray that somebody else left running on this machine is not joined unasked.
@@ -51,13 +52,26 @@ def connected(placement: Placement) -> Iterator[None]:
             )
     except (OSError, ValueError) as error:
         raise ConfigError(f"address={address}: no Ray cluster answers there ({_first_line(error)})") from error
+    except AuthenticationError as error:
+        raise ConfigError(f"token: {error.message.splitlines()[0]}") from error
+    except RuntimeError as error:
+        if not str(error).startswith("Version mismatch"):
+            raise
+        ray.shutdown()  # Ray compares versions after it has joined
+        told = " ".join(str(error).split())
+        raise ConfigError(f"address={address}: {told}; install the same Ray and Python here and there") from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def find_address(placement: Placement) -> str | None:
+    """Give the address of the cluster to join: `--address`, else $RAY_ADDRESS; None where Ray is started here."""
+    return placement.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def knock(address: str) -> None:
     """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait there for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():

@@ -4,7 +4,7 @@ The driver reads the files and sends their bytes, so that no worker needs the dr
 and sends back one small array. On the dashboard its tasks are called `decode_images`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def decode_films(
     """Give the store of these files, and how many were decoded for it."""
     files = manifest.drop_duplicates("digest").sort_values("digest")
     digests = list(files["digest"])
-    folder = cache / "store" / name_content([preprocessing.key(), *digests])
+    folder = name_films(cache, preprocessing, digests)
     if cached := open_cached(folder):
         return cached, 0
     failures: dict[str, str] = {}
@@ -98,6 +98,11 @@ def decode_films(
     size_px = preprocessing.image_size_px
     store = write_cached(folder, digests, collect(), row_shape=(size_px, size_px), dtype="uint8", failures=failures)
     return store, len(digests)
+
+
+def name_films(cache: Path, preprocessing: Preprocessing, digests: Sequence[str]) -> Path:
+    """Name the store of the films of these files; `digests` sorted."""
+    return cache / "store" / name_content([preprocessing.key(), *digests])
 
 
 @ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]
