@@ -45,10 +45,11 @@ def not_checked(what: str, error: object, remedy: str) -> Finding:
     return warning(what, f"could not be checked ({lines[-1].strip()[:200]})", remedy)
 
 
-def from_error(what: str, error: UserError) -> Finding:
-    """Give the problem that one of our own errors tells: what was given; what to do."""
-    text, _, remedy = str(error).rpartition("; ")
-    return problem(what, text or remedy, remedy if text else "mend it")
+def from_error(what: str, error: UserError, *, remedy: str) -> Finding:
+    """Give the problem that one of our own errors tells; `remedy` where it names none after its last semicolon."""
+    text, semicolon, told = str(error).rpartition("; ")
+    text = (text if semicolon else told).removeprefix(what).lstrip()
+    return problem(what, text, told if semicolon else remedy)
 
 
 def raise_first_problem(findings: Iterable[Finding]) -> None:

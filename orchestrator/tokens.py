@@ -1,11 +1,12 @@
 """Ray's token: whether driver and cluster agree on it.
 
-A Ray that is started here asks for a token unless RAY_AUTH_MODE=disabled, and makes one. To an address that is given Ray
-sends a token only where RAY_AUTH_MODE=token is set here, whatever token lies here; a cluster that is refused one keeps
-silent for 20 seconds and says nothing of tokens (both seen on Ray 2.60). So we ask it ourselves.
+A Ray that is started here asks for a token unless RAY_AUTH_MODE=disabled, and makes one. To an address that is given,
+Ray sends a token only where RAY_AUTH_MODE=token is set here, whatever token lies here; refused, it waits for 20 seconds
+and then says nothing of tokens (both seen on Ray 2.60). So the cluster is asked before it is joined.
 """
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,47 +53,46 @@ def judge_tokens(facts: TokenFacts) -> list[Finding]:
         text = f"RAY_AUTH_MODE={facts.mode} is taken for disabled by Ray"
         findings.append(warning("token:", text, "set it to token or disabled"))
     sends_token = mode == "token" or (not mode and facts.address is None)
-    if facts.missing_file and sends_token:
+    if sends_token and facts.missing_file:
         text = f"RAY_AUTH_TOKEN_PATH={facts.missing_file}: none can be read there"
         findings.append(problem("token:", text, "write the token there, or unset it"))
-    elif facts.unknown:
-        findings.append(
-            not_checked("token:", facts.unknown, "RAY_AUTH_MODE and token must be as on the cluster's head")
-        )
     elif facts.address is not None:
-        findings += _judge_answer(facts, mode, facts.address)
+        findings += _judge_cluster(facts, facts.address, sends_token=sends_token)
     elif sends_token:
         made = facts.source or "in ~/.ray/auth_token, which Ray makes"
         findings.append(ok("token:", f"the Ray that is started here asks for one (Ray's default): {made}"))
     else:
         remedy = "unset RAY_AUTH_MODE, and Ray asks for a token"
         findings.append(warning("token:", "whoever reaches the Ray that is started here can run code in it", remedy))
-    if facts.is_readable_by_others and sends_token:
+    if sends_token and facts.is_readable_by_others:
         text = f"others on this machine can read it ({facts.source})"
         findings.append(warning("token:", text, f"chmod 600 {facts.source}"))
     return findings
 
 
-def _judge_answer(facts: TokenFacts, mode: str, address: str) -> list[Finding]:
-    if mode == "token" and not facts.source:
-        remedy = f"put the cluster's into ~/.ray/auth_token or RAY_AUTH_TOKEN ({PROOF})"
-        return [problem("token:", "RAY_AUTH_MODE=token, and there is none here", remedy)]
+def _judge_cluster(facts: TokenFacts, address: str, *, sends_token: bool) -> list[Finding]:
+    copy_it = f"put the cluster's into ~/.ray/auth_token or RAY_AUTH_TOKEN ({PROOF})"
+    if facts.unknown:
+        return [not_checked("token:", facts.unknown, "RAY_AUTH_MODE and token must be those of the cluster's head")]
+    if sends_token and not facts.source:
+        return [problem("token:", "RAY_AUTH_MODE=token, and there is none here", copy_it)]
     if facts.answer == "refused":
-        text = f"the cluster at {address} asks for one"
-        if mode == "token":
-            return [problem("token:", f"{text}, and it is not {facts.source}", f"put the cluster's there ({PROOF})")]
-        set_mode = "export RAY_AUTH_MODE=token"
-        if facts.source:
-            text += f", and without RAY_AUTH_MODE=token Ray sends none, not even {facts.source}"
-            return [problem("token:", text, set_mode)]
-        remedy = f"{set_mode}, and put the cluster's into ~/.ray/auth_token or RAY_AUTH_TOKEN ({PROOF})"
-        return [problem("token:", f"{text}, and there is none here", remedy)]
+        return [_explain_refusal(facts, f"the cluster at {address} asks for one", copy_it, sends_token=sends_token)]
     if facts.answer == "open":
         text = f"the cluster at {address} asks for none: whoever reaches it can run code there"
         return [warning("token:", text, "start its head and workers with RAY_AUTH_MODE=token")]
     if facts.answer == "accepted":
-        return [ok("token:", f"the cluster at {address} asks for one and takes {facts.source}")]
+        return [ok("token:", f"the cluster at {address} asks for one and takes that of {facts.source}")]
     return []  # it does not answer at all, which joining it will say
+
+
+def _explain_refusal(facts: TokenFacts, asks: str, copy_it: str, *, sends_token: bool) -> Finding:
+    if sends_token:
+        return problem("token:", f"{asks}, and {facts.source} holds another", copy_it)
+    if facts.source:
+        text = f"{asks}, and without RAY_AUTH_MODE=token Ray sends none, not even that of {facts.source}"
+        return problem("token:", text, "export RAY_AUTH_MODE=token")
+    return problem("token:", f"{asks}, and there is none here", f"export RAY_AUTH_MODE=token, and {copy_it}")
 
 
 def find_token_facts(placement: Placement) -> TokenFacts:
@@ -132,9 +132,13 @@ def _find_source() -> tuple[str, str]:
 
 def is_readable_by_others(path: Path) -> bool:
     """Say whether others than its owner can read a file: it lets them, and so does every folder on the way."""
-    if not path.is_file() or not path.stat().st_mode & 0o044:
+    if not path.is_file():
         return False
-    return all(folder.stat().st_mode & 0o011 for folder in path.absolute().parents)
+    modes = [folder.stat().st_mode for folder in path.absolute().parents]
+    return any(
+        path.stat().st_mode & readable and all(mode & enterable for mode in modes)
+        for readable, enterable in ((stat.S_IRGRP, stat.S_IXGRP), (stat.S_IROTH, stat.S_IXOTH))
+    )
 
 
 def ask_cluster(address: str, *, sends_token: bool) -> Answer:
@@ -161,5 +165,5 @@ def _is_let_in(channel: grpc.Channel) -> bool:
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
             return False
-        raise
+        raise ConnectionError(error.details()) from error
     return True
