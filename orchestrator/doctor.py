@@ -13,11 +13,13 @@ from orchestrator.findings import Finding, from_error, ok
 from orchestrator.pipeline import choose_rundir
 from orchestrator.plan import make_plan
 from orchestrator.space import examine_disk, need_of_ray, weigh
+from orchestrator.tokens import TOKEN
 
 
 def examine(config: RunConfig, placement: Placement, dataset: DataSet | None) -> Iterator[Finding]:
     """Look at everything, a run's data and disk too where it is known; give findings as they come."""
-    yield from examine_machine(config, placement)
+    findings = list(examine_machine(config, placement))
+    yield from findings
     is_local = find_address(placement) is None
     folder = placement.run_dir or Path("runs")
     if dataset is None:
@@ -33,6 +35,8 @@ def examine(config: RunConfig, placement: Placement, dataset: DataSet | None) ->
             yield ok("disk:", "what a run needs is not forecast without its weights")
         except UserError as error:
             yield from_error("run:", error, remedy="mend it in the data or the options")
+    if any(finding.what == TOKEN and finding.level == "problem" for finding in findings):
+        return  # Ray would wait for 20 seconds, to say less
     try:
         with connected(placement):
             yield from examine_cluster(placement, find_existing(folder))

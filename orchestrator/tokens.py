@@ -23,6 +23,9 @@ from orchestrator.findings import Finding, not_checked, ok, problem, warning
 Answer = Literal["open", "accepted", "refused", "silent"]
 """Of a cluster: it asks for no token; takes ours; takes none of ours; does not answer."""
 
+TOKEN = "token:"
+"""What every finding here is about."""
+
 PROOF = "`ray get-auth-token` on its head prints it"
 DEFAULT_FILE = Path(".ray", "auth_token")
 
@@ -51,48 +54,48 @@ def judge_tokens(facts: TokenFacts) -> list[Finding]:
     findings = []
     if mode not in ("", "token", "disabled"):
         text = f"RAY_AUTH_MODE={facts.mode} is taken for disabled by Ray"
-        findings.append(warning("token:", text, "set it to token or disabled"))
+        findings.append(warning(TOKEN, text, "set it to token or disabled"))
     sends_token = mode == "token" or (not mode and facts.address is None)
     if sends_token and facts.missing_file:
         text = f"RAY_AUTH_TOKEN_PATH={facts.missing_file}: none can be read there"
-        findings.append(problem("token:", text, "write the token there, or unset it"))
+        findings.append(problem(TOKEN, text, "write the token there, or unset it"))
     elif facts.address is not None:
         findings += _judge_cluster(facts, facts.address, sends_token=sends_token)
     elif sends_token:
         made = facts.source or "in ~/.ray/auth_token, which Ray makes"
-        findings.append(ok("token:", f"the Ray that is started here asks for one (Ray's default): {made}"))
+        findings.append(ok(TOKEN, f"the Ray that is started here asks for one (Ray's default): {made}"))
     else:
         remedy = "unset RAY_AUTH_MODE, and Ray asks for a token"
-        findings.append(warning("token:", "whoever reaches the Ray that is started here can run code in it", remedy))
+        findings.append(warning(TOKEN, "whoever reaches the Ray that is started here can run code in it", remedy))
     if sends_token and facts.is_readable_by_others:
         text = f"others on this machine can read it ({facts.source})"
-        findings.append(warning("token:", text, f"chmod 600 {facts.source}"))
+        findings.append(warning(TOKEN, text, f"chmod 600 {facts.source}"))
     return findings
 
 
 def _judge_cluster(facts: TokenFacts, address: str, *, sends_token: bool) -> list[Finding]:
     copy_it = f"put the cluster's into ~/.ray/auth_token or RAY_AUTH_TOKEN ({PROOF})"
     if facts.unknown:
-        return [not_checked("token:", facts.unknown, "RAY_AUTH_MODE and token must be those of the cluster's head")]
+        return [not_checked(TOKEN, facts.unknown, "RAY_AUTH_MODE and token must be those of the cluster's head")]
     if sends_token and not facts.source:
-        return [problem("token:", "RAY_AUTH_MODE=token, and there is none here", copy_it)]
+        return [problem(TOKEN, "RAY_AUTH_MODE=token, and there is none here", copy_it)]
     if facts.answer == "refused":
         return [_explain_refusal(facts, f"the cluster at {address} asks for one", copy_it, sends_token=sends_token)]
     if facts.answer == "open":
         text = f"the cluster at {address} asks for none: whoever reaches it can run code there"
-        return [warning("token:", text, "start its head and workers with RAY_AUTH_MODE=token")]
+        return [warning(TOKEN, text, "start its head and workers with RAY_AUTH_MODE=token")]
     if facts.answer == "accepted":
-        return [ok("token:", f"the cluster at {address} asks for one and takes that of {facts.source}")]
+        return [ok(TOKEN, f"the cluster at {address} asks for one and takes that of {facts.source}")]
     return []  # it does not answer at all, which joining it will say
 
 
 def _explain_refusal(facts: TokenFacts, asks: str, copy_it: str, *, sends_token: bool) -> Finding:
     if sends_token:
-        return problem("token:", f"{asks}, and {facts.source} holds another", copy_it)
+        return problem(TOKEN, f"{asks}, and {facts.source} holds another", copy_it)
     if facts.source:
         text = f"{asks}, and without RAY_AUTH_MODE=token Ray sends none, not even that of {facts.source}"
-        return problem("token:", text, "export RAY_AUTH_MODE=token")
-    return problem("token:", f"{asks}, and there is none here", f"export RAY_AUTH_MODE=token, and {copy_it}")
+        return problem(TOKEN, text, "export RAY_AUTH_MODE=token")
+    return problem(TOKEN, f"{asks}, and there is none here", f"export RAY_AUTH_MODE=token, and {copy_it}")
 
 
 def find_token_facts(placement: Placement) -> TokenFacts:

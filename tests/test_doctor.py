@@ -95,7 +95,8 @@ def test_a_sound_node_is_one_line() -> None:
         (
             {"torch": "2.13.0", "torchvision": "0.29.1"},
             [
-                "torch 2.13.0 does not go with torchvision 0.29.1, which needs torch==2.14.1: pip install 'torch==2.14.1'"
+                "torch 2.13.0 does not go with torchvision 0.29.1, which needs torch==2.14.1: "
+                "pip install 'torch==2.14.1'"
             ],
         ),
     ],
@@ -255,4 +256,3 @@ def test_doctor_asks_every_node_and_tells_a_missing_token_from_a_wrong_one(tmp_p
         assert f"ok       token: the cluster at {address} asks for one and takes that of RAY_AUTH_TOKEN" in right
         assert "and RAY_AUTH_TOKEN holds another" in look(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="b" * 64)
         assert "asks for one, and there is none here" in look()
-        assert "RAY_AUTH_MODE=token, and there is none here" in look(RAY_AUTH_MODE="token")
