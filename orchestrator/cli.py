@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, add_arguments, action, text in (
         ("run", add_run_arguments, run, RUN_HELP),
+        ("doctor", add_doctor_arguments, doctor, "Check machine, cluster and disk for a run, without one."),
         ("predict", add_predict_arguments, predict, "Let a bundle answer for films."),
         ("report", add_report_arguments, report, "Write report.html anew from a run's report.json."),
         ("phantom", add_phantom_arguments, phantom, "Write synthetic radiographs in MURA's layout."),
@@ -79,9 +80,9 @@ def guard(action: Callable[[], None]) -> int:
 RUN_HELP = "Train one specialist per bone, global baselines and a bone router, and report which is better."
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser, *, needs_bones: bool = True) -> None:
     """Declare the options of a run; what is left out is the preset's."""
-    bones = parser.add_mutually_exclusive_group(required=True)
+    bones = parser.add_mutually_exclusive_group(required=needs_bones)
     bones.add_argument("--all-bones", action="store_true", help="a specialist for every bone of the data")
     bones.add_argument("--bones", nargs="+", metavar="BONE", help="specialists for these bones")
 
@@ -235,6 +236,30 @@ def make_placement(arguments: argparse.Namespace) -> "Placement":
 
     names = ("run_dir", "fresh", "address", "max_concurrent", "gpus_per_trial", "cpus_per_trial")
     return Placement(**{name: getattr(arguments, name) for name in names})
+
+
+def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a check: those of the run that is meant."""
+    add_run_arguments(parser, needs_bones=False)
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    """Print a line a finding; raise ConfigError where a run would fail."""
+    from mura_models.errors import ConfigError
+    from orchestrator.datasets import find_mura, open_dataset
+    from orchestrator.doctor import examine
+    from orchestrator.monitor import Monitor
+
+    config, placement = make_config(arguments), make_placement(arguments)
+    data = arguments.data or find_mura()
+    with Monitor() as monitor:
+        dataset = open_dataset(data, monitor, arguments.corrections) if data else None
+        levels = []
+        for finding in examine(config, placement, dataset):
+            monitor.say(f"{finding.level:<8} {finding}")
+            levels.append(finding.level)
+    if "problem" in levels:
+        raise ConfigError(f"{levels.count('problem')} of {len(levels)} checks failed: see the lines above")
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:

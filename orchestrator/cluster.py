@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
-from ray.exceptions import OutOfDiskError
+from ray.exceptions import AuthenticationError, OutOfDiskError
 
 from mura_models.errors import ConfigError, StorageError
 from orchestrator.config import Placement, check_address
@@ -40,14 +40,14 @@ def is_inside_job() -> bool:
 def connected(placement: Placement) -> Iterator[None]:
     """Join the cluster at `--address` (or $RAY_ADDRESS), else start Ray here with its dashboard on 127.0.0.1.
 
-    Raises ConfigError where no cluster answers at the address.
+    Raises ConfigError where no cluster answers at the address, or one that takes neither this token nor these versions.
     """
     if ray.is_initialized():
         yield
         return
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
-        _start_or_join(placement.address or os.environ.get("RAY_ADDRESS"))
+        _start_or_join(find_address(placement))
         yield
     except OutOfDiskError as error:
         raise StorageError(f"Ray's folder for objects is full ({_first_line(error)}); make room there") from error
@@ -60,7 +60,7 @@ def _start_or_join(address: str | None) -> None:
     try:
         with handlers_kept():
             if address:
-                _knock(address)
+                knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level="WARNING")
                 return
             # "local": a Ray that somebody else left running on this machine is not joined unasked.
@@ -74,9 +74,21 @@ def _start_or_join(address: str | None) -> None:
     except (OSError, ValueError) as error:
         what = f"address={address}: no Ray cluster answers there" if address else "Ray cannot be started here"
         raise ConfigError(f"{what} ({_first_line(error)})") from error
+    except AuthenticationError as error:
+        raise ConfigError(f"token: {error.message.splitlines()[0]}") from error
+    except RuntimeError as error:
+        if not str(error).startswith("Version mismatch"):  # Ray compares versions after it has joined
+            raise
+        told = " ".join(str(error).split())
+        raise ConfigError(f"address={address}: {told}; install the same Ray and Python here and there") from error
 
 
-def _knock(address: str) -> None:
+def find_address(placement: Placement) -> str | None:
+    """Give the address of the cluster to join: `--address`, else $RAY_ADDRESS; None where Ray is started here."""
+    return placement.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def knock(address: str) -> None:
     """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait there for minutes.
 
     Raises ConfigError for what is no address.

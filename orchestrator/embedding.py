@@ -40,7 +40,7 @@ def embed_films(
 
     def name_folder(choice: RuntimeChoice) -> Path:
         key = embedding_key(preprocessing, backbone, choice)
-        return cache / name_content([key, *([] if outcomes == OUTCOMES else [repr(outcomes)]), *wanted])
+        return name_embeddings(cache, key, wanted, outcomes)
 
     if cached := open_cached(name_folder(choice)):
         return cached, choice, 0
@@ -61,6 +61,13 @@ def embed_films(
     row_shape = (len(outcomes), backbone.num_features)
     embeddings = write_cached(name_folder(choice), wanted, produce, row_shape=row_shape, dtype="float16")
     return embeddings, choice, len(wanted)
+
+
+def name_embeddings(
+    cache: Path, key: str, digests: Sequence[str], outcomes: Sequence[tuple[bool, bool]] = OUTCOMES
+) -> Path:
+    """Name the entry of these films' embeddings; `digests` sorted, and none twice."""
+    return cache / name_content([key, *([] if outcomes == OUTCOMES else [repr(outcomes)]), *digests])
 
 
 def _embed_in_parts(

@@ -75,7 +75,7 @@ def decode_films(
     """Give the store of these files, and how many were decoded for it."""
     files = manifest.drop_duplicates("digest").sort_values("digest")
     digests = list(files["digest"])
-    folder = cache / "store" / name_content([preprocessing.key(), *digests])
+    folder = name_films(cache, preprocessing, digests)
     if cached := open_cached(folder):
         return cached, 0
     preprocessing_ref = ray.put(preprocessing)
@@ -109,6 +109,11 @@ def read_again(path: Path, digest: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != digest:
         raise RunError("a film was changed after the data was scanned; the same command scans anew")
     return content
+
+
+def name_films(cache: Path, preprocessing: Preprocessing, digests: Sequence[str]) -> Path:
+    """Name the store of the films of these files; `digests` sorted."""
+    return cache / "store" / name_content([preprocessing.key(), *digests])
 
 
 @ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]

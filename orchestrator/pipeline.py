@@ -5,11 +5,13 @@ from pathlib import Path
 from mura_models.data.manifest import DataSet
 from mura_models.errors import ConfigError, RunError
 from mura_models.writing import remove_unfinished
-from orchestrator.cluster import connected, find_dashboard, find_metrics_endpoints, is_inside_job, share_cluster
+from orchestrator.cluster import is_inside_job, share_cluster
 from orchestrator.concluding import conclude
 from orchestrator.config import Placement, RunConfig
 from orchestrator.datasets import cache_root
 from orchestrator.describing import record_ingest
+from orchestrator.disk import format_bytes
+from orchestrator.examining import examined
 from orchestrator.exploring import explore_data
 from orchestrator.ingest import ingest
 from orchestrator.keeper import start_keeper
@@ -19,6 +21,7 @@ from orchestrator.preparing import finish_manifest
 from orchestrator.provenance import open_run
 from orchestrator.report import render_report
 from orchestrator.rundir import RunDir, read_json, write_table
+from orchestrator.space import forecast_run
 from orchestrator.stages import train_stages
 from orchestrator.work import Work
 
@@ -28,7 +31,7 @@ def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Moni
 
     Raises UserError for what the user can mend, RunError for a part that failed.
     """
-    make_plan(config, dataset.manifest)  # what cannot be planned is said before anything is decoded
+    plan = make_plan(config, dataset.manifest)  # what cannot be planned is said before anything is decoded
     rundir = choose_rundir(config, placement, dataset)
     with rundir.lock():
         remove_unfinished(rundir.root)
@@ -38,9 +41,7 @@ def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Moni
             monitor.say("this run is finished: nothing is trained (--fresh starts anew beside it)")
             render_report(rundir)
             return rundir
-        with connected(placement):
-            monitor.say(f"dashboard: {find_dashboard()} (the token it asks for: ray get-auth-token)")
-            monitor.say(f"metrics: {' '.join(find_metrics_endpoints())}")
+        with examined(config, placement, dataset.manifest, plan, rundir=rundir, monitor=monitor):
             share = share_cluster(placement)
             ingested = ingest(
                 config,
@@ -130,3 +131,5 @@ def forecast(config: RunConfig, dataset: DataSet, monitor: Monitor) -> None:
         refits_s = config.refit_seeds * table.groupby("search")["forecast_s"].max().sum()
         monitor.say(f"and {config.refit_seeds} refits of each winner {refits_s:.0f} s")
     monitor.say(f"{num_films} films to decode and embed, unless cached")
+    disk = forecast_run(config, dataset.manifest, plan, None)
+    monitor.say(f"disk: up to {format_bytes(disk.run)} in the run directory, {format_bytes(disk.cache)} in the cache")

@@ -1,0 +1,44 @@
+"""`mura doctor`: what a run would find, told without one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mura_models.data.manifest import DataSet
+from mura_models.errors import ConfigError, UserError, WeightsError
+from orchestrator.cluster import connected, find_address
+from orchestrator.config import Placement, RunConfig
+from orchestrator.disk import find_existing
+from orchestrator.examining import examine_cluster, examine_machine
+from orchestrator.findings import Finding, from_error, ok
+from orchestrator.pipeline import choose_rundir
+from orchestrator.plan import make_plan
+from orchestrator.space import examine_disk, need_of_ray, weigh
+from orchestrator.tokens import TOKEN
+
+
+def examine(config: RunConfig, placement: Placement, dataset: DataSet | None) -> Iterator[Finding]:
+    """Look at everything, a run's data and disk too where it is known; give findings as they come."""
+    findings = list(examine_machine(config, placement))
+    yield from findings
+    is_local = find_address(placement) is None
+    folder = placement.run_dir or Path("runs")
+    if dataset is None:
+        yield ok("disk:", "what a run needs is not forecast without --data")
+        yield from weigh([need_of_ray()] if is_local else [])
+    else:
+        try:
+            rundir = choose_rundir(config, placement, dataset)
+            plan = make_plan(config, dataset.manifest)
+            folder = rundir.root
+            yield from examine_disk(config, dataset.manifest, plan, rundir, starts_ray=is_local)
+        except WeightsError:
+            yield ok("disk:", "what a run needs is not forecast without its weights")
+        except UserError as error:
+            yield from_error("run:", error, remedy="mend it in the data or the options")
+    if any(finding.what == TOKEN and finding.level == "problem" for finding in findings):
+        return  # Ray would wait for 20 seconds, to say less
+    try:
+        with connected(placement):
+            yield from examine_cluster(placement, find_existing(folder))
+    except ConfigError as error:
+        yield from_error("Ray:", error, remedy="see that it runs, and that --address is its head's HOST:PORT")
