@@ -10,6 +10,7 @@ import ray
 
 from mura_models.errors import ConfigError
 from orchestrator.config import Placement
+from orchestrator.local_ray import listed_without_folders, start_ray_here
 from orchestrator.search import Share
 
 JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -27,7 +28,7 @@ def is_inside_job() -> bool:
 
 @contextmanager
 def connected(placement: Placement) -> Iterator[None]:
-    """Join the cluster at `--address` (or $RAY_ADDRESS), else start Ray here with its dashboard on 127.0.0.1.
+    """Join the cluster at `--address` (or $RAY_ADDRESS), else start Ray here, on 127.0.0.1 alone.
 
     Raises ConfigError where no cluster answers at the address.
     """
@@ -37,18 +38,13 @@ def connected(placement: Placement) -> Iterator[None]:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = placement.address or os.environ.get("RAY_ADDRESS")
     try:
-        if address:
-            _knock(address)
-            ray.init(address=address, log_to_driver=False, logging_level="WARNING")
-        else:
-            # "local": a Ray that somebody else left running on this machine is not joined unasked.
-            ray.init(
-                "local",
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                logging_level="WARNING",
-            )
+        with listed_without_folders():
+            if address:
+                _knock(address)
+                ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+            else:
+                # A Ray that somebody else left running on this machine is not joined unasked.
+                start_ray_here(log_to_driver=False, logging_level="WARNING")
     except (OSError, ValueError) as error:
         raise ConfigError(f"address={address}: no Ray cluster answers there ({_first_line(error)})") from error
     try:
