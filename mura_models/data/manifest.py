@@ -17,7 +17,7 @@ from mura_models.data.corrections import Corrections, CorrectionSummary, correct
 from mura_models.data.csv_manifest import list_csv, list_csv_for_prediction, read_text
 from mura_models.data.images import READERS
 from mura_models.data.mura import compare_counts, describe_path, find_tree, is_phantom_tree, list_mura
-from mura_models.data.scan import Listing, apply_rules, check_files, is_junk
+from mura_models.data.scan import Listing, apply_rules, check_files, count_reasons, is_junk
 from mura_models.errors import DataError
 
 Kind = Literal["mura", "csv", "folder"]
@@ -221,8 +221,8 @@ def _summarise(quarantine: pd.DataFrame) -> str:
     """Say how many rows were left out, and the most frequent reason."""
     if quarantine.empty:
         return ""
-    counts = quarantine["reason"].value_counts()
-    return f"; {len(quarantine)} rows left out, most often: {counts.index[0]} ({counts.iloc[0]})"
+    reason, count = next(iter(count_reasons(quarantine).items()))
+    return f"; {len(quarantine)} rows left out, most often: {reason} ({count})"
 
 
 def _name_csv(path: Path) -> str:
