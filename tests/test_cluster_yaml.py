@@ -60,6 +60,7 @@ def test_every_node_starts_with_the_token_and_holds_it(cluster: dict[str, Any]) 
     for command in commands:
         assert command.count("RAY_AUTH_MODE=token ray ") == command.count("ray st") == 1, command
     assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "chmod 600 ~/.ray/auth_token" in cluster["setup_commands"]
     assert any("RAY_AUTH_MODE=token" in command and ".bashrc" in command for command in cluster["setup_commands"])
 
 
