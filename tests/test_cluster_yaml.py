@@ -70,6 +70,10 @@ def test_the_dashboard_listens_on_the_head_alone_and_every_node_exports_metrics(
     assert all("--metrics-export-port=" in start for start in starts)
 
 
+def test_the_head_reports_nothing_to_rays_maker(cluster: dict[str, Any]) -> None:
+    assert "RAY_USAGE_STATS_ENABLED=0 " in cluster["head_start_ray_commands"][-1]
+
+
 def test_tasks_do_not_inherit_the_single_thread_of_ray_up(cluster: dict[str, Any]) -> None:
     for start in (cluster["head_start_ray_commands"][-1], cluster["worker_start_ray_commands"][-1]):
         assert start.index("unset OMP_NUM_THREADS") < start.index("ray start")
