@@ -20,6 +20,8 @@ import ray
 from mura_models.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
+OWN_TOKEN = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+"""Where Ray takes a token from before it looks for its file."""
 _PATH = re.compile(r"(?:^|(?<==))[^=]*[/\\].*", re.DOTALL)
 
 
@@ -29,7 +31,7 @@ def start_ray_here(**options: Any) -> None:
     Raises ConfigError where the token cannot be kept.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its maker by default
-    if os.environ.get("RAY_AUTH_MODE", "token") == "token":
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not OWN_TOKEN & set(os.environ):
         keep_token_private()
     # What Ray does on Windows and macOS: the node's own address, on which all of its daemons listen, is loopback.
     with _set(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False):
