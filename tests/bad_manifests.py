@@ -134,7 +134,7 @@ def add_ragged_rows(clinic: Clinic) -> dict[str, str]:
     table = clinic.to_csv().splitlines()
     table[-2:] = ["few.png,hand,p12,1", "many.png,hand,p13,1,0,train,more,cells"]
     clinic.write("\n".join(table))
-    return {"few.png": "column 'label' is empty", "many.png": "more cells than the header"}
+    return {"few.png": "column label is empty", "many.png": "more cells than the header"}
 
 
 def add_measured_columns(clinic: Clinic) -> str:
@@ -246,16 +246,16 @@ MANIFESTS: dict[str, Case] = {
     "label 2": row("label '2' is not 0 or 1", label="2"),
     "label yes": row("label 'yes' is not 0 or 1", label="yes"),
     "label 0.5": row("label '0.5' is not 0 or 1", label="0.5"),
-    "no label": row("column 'label' is empty", label=""),
-    "label NaN": row("column 'label' is empty", label="NaN"),
-    "no patient": row("column 'patient' is empty", patient=""),
-    "patient NaN": row("column 'patient' is empty", patient="nan"),
-    "study null": row("column 'study' is empty", study="null"),
-    "bone N/A": row("column 'bone' is empty", bone="N/A"),
-    "no split": row("column 'split' is empty", split=""),
+    "no label": row("column label is empty", label=""),
+    "label NaN": row("column label is empty", label="NaN"),
+    "no patient": row("column patient is empty", patient=""),
+    "patient NaN": row("column patient is empty", patient="nan"),
+    "study null": row("column study is empty", study="null"),
+    "bone N/A": row("column bone is empty", bone="N/A"),
+    "no split": row("column split is empty", split=""),
     "unknown split": row("split 'holdout' is not train, test or dev", split="holdout"),
-    "line break in a bone": row("column 'bone' holds a control character", bone="ha\nnd"),
-    "escape sequence in a patient": row("column 'patient' holds a control character", patient="p\x1b[2J"),
+    "line break in a bone": row("column bone holds a control character", bone="ha\nnd"),
+    "escape sequence in a patient": row("column patient holds a control character", patient="p\x1b[2J"),
     "the same row twice": lambda clinic: list_again(clinic, "./0.png"),
     "the same row twice, by an absolute path": lambda clinic: list_again(clinic, str(clinic.folder / "0.png")),
     "a path of another machine": name_elsewhere,

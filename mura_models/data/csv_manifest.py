@@ -155,11 +155,11 @@ def read_table(path: Path) -> Listing:
 def _find_bad_cells(rows: pd.DataFrame, needed: Iterable[str], *, check_values: bool = True) -> NDArray[Any]:
     """Return a reason for every row with a cell that cannot be, naming the column."""
     wrong: list[tuple[pd.Series[bool], str | pd.Series[str]]] = [
-        (rows[column].str.lower().isin(EMPTY), f"column '{column}' is empty") for column in needed
+        (rows[column].str.lower().isin(EMPTY), f"column {column} is empty") for column in needed
     ]
     if check_values:
         names = ("bone", "patient", "study")
-        wrong += [(rows[name].str.contains(_BREAKS), f"column '{name}' holds a control character") for name in names]
+        wrong += [(rows[name].str.contains(_BREAKS), f"column {name} holds a control character") for name in names]
         wrong.append((~rows["label"].str.lower().isin(LABELS), "label '" + rows["label"] + "' is not 0 or 1"))
     if check_values and "split" in rows:
         is_known = rows["split"].str.lower().isin(SPLITS)

@@ -18,7 +18,15 @@ from mura_models.data.csv_manifest import list_csv, list_csv_for_prediction, rea
 from mura_models.data.files import NOT_TEXT, check_is_there, explain, is_text, to_text
 from mura_models.data.images import READERS
 from mura_models.data.mura import compare_counts, describe_path, find_tree, is_phantom_tree, list_mura
-from mura_models.data.scan import LINK_OUTSIDE, Listing, apply_rules, check_files, is_junk, leads_outside
+from mura_models.data.scan import (
+    LINK_OUTSIDE,
+    Listing,
+    apply_rules,
+    check_files,
+    count_reasons,
+    is_junk,
+    leads_outside,
+)
 from mura_models.errors import DataError
 
 Kind = Literal["mura", "csv", "folder"]
@@ -235,8 +243,8 @@ def _summarise(quarantine: pd.DataFrame) -> str:
     """Say how many rows were left out, and the most frequent reason."""
     if quarantine.empty:
         return ""
-    counts = quarantine["reason"].value_counts()
-    return f"; {len(quarantine)} rows left out, most often: {counts.index[0]} ({counts.iloc[0]})"
+    reason, count = next(iter(count_reasons(quarantine).items()))
+    return f"; {len(quarantine)} rows left out, most often: {reason} ({count})"
 
 
 def _name_csv(path: Path) -> str:

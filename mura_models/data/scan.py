@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,18 @@ class Listing:
     def add_notes(self, *notes: str) -> "Listing":
         """Add lines for the user."""
         return replace(self, notes=(*self.notes, *notes))
+
+
+def count_reasons(quarantine: pd.DataFrame) -> dict[str, int]:
+    """Count what was left out by reason, the most frequent first.
+
+    What a reason quotes, a cell or part of a name, may be a patient's: only quarantine.csv has it.
+    """
+    reasons = quarantine["reason"].str.replace(_QUOTED, "'...'", regex=True)
+    return {str(reason): int(count) for reason, count in reasons.value_counts().items()}
+
+
+_QUOTED = re.compile("'.*'", re.DOTALL)
 
 
 class FileFacts(NamedTuple):
