@@ -12,6 +12,8 @@ from PIL import Image
 from ray_helpers import ROOT
 
 UNPICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
+SENDING = {"register_pickle_by_value", "unregister_pickle_by_value"}
+"""How functions travel between the processes of a run; nothing of it is written."""
 READ_PICKLES = {"read_pickle", "to_pickle"}
 NUMPY_CALLS = {f"{module}.{call}" for module in ("np", "numpy") for call in ("load", "save", "savez")}
 
@@ -22,7 +24,9 @@ def list_sources() -> list[Path]:
 
 def find_pickles(source: str) -> list[str]:
     """Name the calls and imports of a source that read or write pickles, by line."""
-    return [f"line {node.lineno}: {what}" for node in ast.walk(ast.parse(source)) if (what := _name_pickle(node))]
+    nodes = list(ast.walk(ast.parse(source)))
+    sending = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr in SENDING}
+    return [f"line {node.lineno}: {what}" for node in nodes if id(node) not in sending and (what := _name_pickle(node))]
 
 
 def _name_pickle(node: ast.AST) -> str | None:
