@@ -10,7 +10,7 @@ import ray
 
 from mura_models.errors import ConfigError
 from orchestrator.config import Placement
-from orchestrator.local_ray import listed_without_folders, start_ray_here
+from orchestrator.local_ray import shown_without_paths, start_ray_here
 from orchestrator.search import Share
 
 JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -37,20 +37,20 @@ def connected(placement: Placement) -> Iterator[None]:
         return
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = placement.address or os.environ.get("RAY_ADDRESS")
-    try:
-        with listed_without_folders():
+    with shown_without_paths():
+        try:
             if address:
                 _knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level="WARNING")
             else:
                 # A Ray that somebody else left running on this machine is not joined unasked.
                 start_ray_here(log_to_driver=False, logging_level="WARNING")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"address={address}: no Ray cluster answers there ({_first_line(error)})") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"address={address}: no Ray cluster answers there ({_first_line(error)})") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _knock(address: str) -> None:
