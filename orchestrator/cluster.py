@@ -13,7 +13,7 @@ from ray.exceptions import AuthenticationError, OutOfDiskError
 from mura_models.errors import ConfigError, StorageError
 from orchestrator.config import Placement, check_address
 from orchestrator.interrupts import handlers_kept, uninterrupted
-from orchestrator.local_ray import listed_without_folders, start_ray_here
+from orchestrator.local_ray import shown_without_paths, start_ray_here
 
 JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the process that `ray job submit` starts."""
@@ -47,19 +47,20 @@ def connected(placement: Placement) -> Iterator[None]:
         yield
         return
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    try:
-        _start_or_join(find_address(placement))
-        yield
-    except OutOfDiskError as error:
-        raise StorageError(f"Ray's folder for objects is full ({_first_line(error)}); make room there") from error
-    finally:
-        with uninterrupted():
-            ray.shutdown()
+    with shown_without_paths():
+        try:
+            _start_or_join(find_address(placement))
+            yield
+        except OutOfDiskError as error:
+            raise StorageError(f"Ray's folder for objects is full ({_first_line(error)}); make room there") from error
+        finally:
+            with uninterrupted():
+                ray.shutdown()
 
 
 def _start_or_join(address: str | None) -> None:
     try:
-        with handlers_kept(), listed_without_folders():
+        with handlers_kept():
             if address:
                 knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level="WARNING")

@@ -55,10 +55,16 @@ def keep_token_private() -> None:
 
 
 @contextmanager
-def listed_without_folders() -> Iterator[None]:
-    """Let Ray's dashboard list the driver that is started within by its command without the paths in it."""
-    with _set(ray._private.utils, "get_entrypoint_name", lambda: describe_command(sys.argv)):
-        yield
+def shown_without_paths() -> Iterator[None]:
+    """Let Ray's dashboard, which lists jobs and looks at processes as `ps` does, see this command without its paths."""
+    os.environ.setdefault("SPT_NOENV", "1")  # the title may not be written over the environment, which others read
+    command, title = describe_command(sys.argv), ray._raylet.getproctitle()
+    with _set(ray._private.utils, "get_entrypoint_name", lambda: command):
+        ray._raylet.setproctitle(command)
+        try:
+            yield
+        finally:
+            ray._raylet.setproctitle(title)
 
 
 def describe_command(argv: Sequence[str]) -> str:
