@@ -6,15 +6,17 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SLOW := slow or cluster or browser
+EXHAUSTIVE := exhaustive
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test test-slow test-all lint types check bench clean
+.PHONY: help install run test test-slow test-faults test-all lint types check bench clean
 
 help:
 	@echo "make run        the study over all bones; ARGS=... is appended to the command"
 	@echo "make test       the fast tests"
 	@echo "make test-all   the fast tests, then those with several nodes, a browser or minutes to spend"
+	@echo "make test-faults  every fault of the fault harness, for an hour"
 	@echo "make check      lint, types and the fast tests"
 	@echo "make bench      how fast whole networks are trained, against the same step on tensors in memory"
 	@echo "make clean      remove .venv and caches; runs/ stays"
@@ -28,7 +30,10 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not ($(SLOW))" $(ARGS)
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m "$(SLOW)" $(ARGS)
+	$(BIN)/python -m pytest -m "($(SLOW)) and not $(EXHAUSTIVE)" $(ARGS)
+
+test-faults: $(INSTALLED)
+	$(BIN)/python -m pytest -m "$(EXHAUSTIVE)" $(ARGS)
 
 test-all: test test-slow
 

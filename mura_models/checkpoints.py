@@ -1,4 +1,4 @@
-"""A trial's checkpoint: one safetensors file with weights, optimizer, dev logits and the history of its epochs."""
+"""A trial's checkpoint: a sealed safetensors file of weights, optimizer, dev logits and the history of its epochs."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mura_models.heads import Heads, HeadSettings
+from mura_models.seals import leave_room, seal
 
 Tensors = dict[str, Tensor]
 
@@ -43,7 +44,7 @@ class Checkpoint:
         return self.state if self.ema is None else _pick(self.ema, "module.")
 
     def to_bytes(self) -> bytes:
-        """Give the content of the file."""
+        """Give the content of the file, sealed (seals.py)."""
         parts = {"state": self.state, "ema": self.ema or {}, "best": self.best_state or {}}
         parts |= {f"optimizer.{number}": state for number, state in self.optimizer.items()}
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
@@ -54,9 +55,8 @@ class Checkpoint:
             "micro_batch_size": self.micro_batch_size,
             "history": self.history,
         }
-        metadata = {"progress": json.dumps(progress), "head": json.dumps(asdict(self.head_settings))}
-        content: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-        return content
+        metadata = leave_room({"progress": json.dumps(progress), "head": json.dumps(asdict(self.head_settings))})
+        return seal(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Checkpoint":

@@ -8,6 +8,7 @@ MuraError
 │   └── BundleError      a bundle that is damaged or of another version
 ├── ImageError           one image that cannot be used: a row in quarantine.csv
 └── RunError             a part of the run that failed: recorded and reported, exit code 1
+    └── StorageError     a disk that is full or fails: the same command continues once it is mended
 """
 
 
@@ -41,3 +42,7 @@ class ImageError(MuraError):
 
 class RunError(MuraError):
     """A part of the run that failed while the rest goes on."""
+
+
+class StorageError(RunError):
+    """A disk that is full or fails; what was written before is whole, and the same command continues."""

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mura_models.errors import RunError, UserError
 from mura_models.finetune_settings import FinetuneSettings, describe_fields
+from mura_models.writing import is_storage_trouble
+from orchestrator.interrupts import Interrupted, interruptible
 
 if TYPE_CHECKING:
     from orchestrator.config import Placement, RunConfig
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,16 +58,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def guard(action: Callable[[], None]) -> int:
     """Turn what a user can mend into one line and a code; our own bugs stay tracebacks."""
     try:
-        action()
+        with interruptible():
+            action()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     except RunError as error:
         print(f"failed: {error}", file=sys.stderr)
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("stopped: the same command continues", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except Interrupted as interrupt:
+        print("stopped: the same command continues from here", file=sys.stderr)
+        return interrupt.exit_code
+    except OSError as error:
+        if not is_storage_trouble(error):
+            raise
+        print(f"failed: {error.filename or 'a disk'}: {error.strerror}; the same command continues", file=sys.stderr)
+        return EXIT_FAILED
     return EXIT_OK
 
 

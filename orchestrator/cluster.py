@@ -5,13 +5,14 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import ray
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, OutOfDiskError
 
-from mura_models.errors import ConfigError
+from mura_models.errors import ConfigError, StorageError
 from orchestrator.config import Placement
-from orchestrator.search import Share
+from orchestrator.interrupts import handlers_kept, uninterrupted
 
 JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the process that `ray job submit` starts."""
@@ -19,6 +20,15 @@ JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 KNOCK_S = 10.0
 """How long a cluster may take to answer at its address (chosen by us)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """What one trial gets of the cluster, and how many may run at once (None = as many as fit)."""
+
+    num_cpus: float
+    num_gpus: float
+    max_concurrent: int | None = None
 
 
 def is_inside_job() -> bool:
@@ -36,12 +46,23 @@ def connected(placement: Placement) -> Iterator[None]:
         yield
         return
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    address = find_address(placement)
     try:
-        if address:
-            knock(address)
-            ray.init(address=address, log_to_driver=False, logging_level="WARNING")
-        else:
+        _start_or_join(find_address(placement))
+        yield
+    except OutOfDiskError as error:
+        raise StorageError(f"Ray's folder for objects is full ({_first_line(error)}); make room there") from error
+    finally:
+        with uninterrupted():
+            ray.shutdown()
+
+
+def _start_or_join(address: str | None) -> None:
+    try:
+        with handlers_kept():
+            if address:
+                knock(address)
+                ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+                return
             # "local": a Ray that somebody else left running on this machine is not joined unasked.
             ray.init(
                 "local",
@@ -51,19 +72,15 @@ def connected(placement: Placement) -> Iterator[None]:
                 logging_level="WARNING",
             )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"address={address}: no Ray cluster answers there ({_first_line(error)})") from error
+        what = f"address={address}: no Ray cluster answers there" if address else "Ray cannot be started here"
+        raise ConfigError(f"{what} ({_first_line(error)})") from error
     except AuthenticationError as error:
         raise ConfigError(f"token: {error.message.splitlines()[0]}") from error
     except RuntimeError as error:
         if not str(error).startswith("Version mismatch"):
             raise
-        ray.shutdown()  # Ray compares versions after it has joined
         told = " ".join(str(error).split())
         raise ConfigError(f"address={address}: {told}; install the same Ray and Python here and there") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def find_address(placement: Placement) -> str | None:
@@ -105,12 +122,18 @@ def share_cluster(placement: Placement) -> Share:
     num_cpus = placement.cpus_per_trial
     if num_cpus is None:
         num_cpus = min(1.0, _cpus_beside_gpus(nodes, num_gpus)) if num_gpus else 1.0
-    if not any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes):
+    share = Share(num_cpus=num_cpus, num_gpus=num_gpus, max_concurrent=placement.max_concurrent)
+    if not has_room_for_a_trial(share, nodes):
         have = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise ConfigError(
             f"a trial asks for cpus-per-trial={num_cpus:g} and gpus-per-trial={num_gpus:g}, the nodes have: {have}"
         )
-    return Share(num_cpus=num_cpus, num_gpus=num_gpus, max_concurrent=placement.max_concurrent)
+    return share
+
+
+def has_room_for_a_trial(share: Share, nodes: list[dict[str, float]]) -> bool:
+    """Say whether one of these nodes, were it idle, could run a trial."""
+    return any(node.get("CPU", 0) >= share.num_cpus and node.get("GPU", 0) >= share.num_gpus for node in nodes)
 
 
 def list_node_resources() -> list[dict[str, float]]:

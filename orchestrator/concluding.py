@@ -9,6 +9,7 @@ import pandas as pd
 
 from mura_models.assembly import Assembly
 from mura_models.bundle import Bundle, write_bundle
+from mura_models.writing import whole_folder
 from orchestrator.aggregate import (
     Served,
     assemble,
@@ -23,7 +24,7 @@ from orchestrator.describing import describe_data, describe_training
 from orchestrator.paper import compare_with_paper
 from orchestrator.provenance import SCHEMA, find_version
 from orchestrator.results import compare_systems, list_pairs, name_systems, predict_test, score_router, score_systems
-from orchestrator.rundir import Journal, read_json, whole_folder, write_json, write_table
+from orchestrator.rundir import Journal, read_json, write_json, write_table
 from orchestrator.stages import Trained
 from orchestrator.work import Work
 

@@ -11,7 +11,7 @@ import numpy as np
 import ray
 
 from mura_models.backbones import Backbone
-from mura_models.data.store import CachedArray, name_content, open_cached, write_cached
+from mura_models.data.store import CachedArray, Part, name_content, open_cached, write_cached
 from mura_models.embeddings import embed_outcomes, embedding_key
 from mura_models.preprocessing import OUTCOMES, Preprocessing
 from mura_models.runtimes import Embedder, RuntimeChoice, prepare_model
@@ -37,7 +37,6 @@ def embed_films(
 ) -> tuple[CachedArray, RuntimeChoice, int]:
     """Give the embeddings of these films under each outcome, what ran the backbone, and how many were embedded."""
     wanted = sorted(set(digests))
-    places = films.find(wanted)
 
     def name_folder(choice: RuntimeChoice) -> Path:
         key = embedding_key(preprocessing, backbone, choice)
@@ -49,17 +48,18 @@ def embed_films(
     if cached := open_cached(name_folder(choice)):  # the export failed before, too
         return cached, choice, 0
     key = embedding_key(preprocessing, backbone, choice)
-    parts = _embed_in_parts(films.rows, places, ray.put(model), key=key, choice=choice, outcomes=outcomes)
+    model_ref = ray.put(model)
 
-    def collect() -> Iterator[tuple[Sequence[str], np.ndarray]]:
-        num_done = 0
+    def produce(left: Sequence[str]) -> Iterator[Part]:
+        num_done = len(wanted) - len(left)
+        parts = _embed_in_parts(films.rows, films.find(left), model_ref, key=key, choice=choice, outcomes=outcomes)
         for rows, embeddings_BOD in parts:
             num_done += len(rows)
             on_progress("embed", num_done, len(wanted))
-            yield wanted[rows.start : rows.stop], embeddings_BOD
+            yield left[rows.start : rows.stop], embeddings_BOD, {}
 
     row_shape = (len(outcomes), backbone.num_features)
-    embeddings = write_cached(name_folder(choice), wanted, collect(), row_shape=row_shape, dtype="float16", failures={})
+    embeddings = write_cached(name_folder(choice), wanted, produce, row_shape=row_shape, dtype="float16")
     return embeddings, choice, len(wanted)
 
 

@@ -8,10 +8,11 @@ import pandas as pd
 from mura_models.data.exploration import Exploration, explore
 from mura_models.data.manifest import DataSet
 from mura_models.data.store import CachedArray
+from mura_models.writing import whole_folder
 from orchestrator.config import RunConfig
 from orchestrator.describing import describe_data
 from orchestrator.report import render_data_page
-from orchestrator.rundir import RunDir, whole_folder, write_json
+from orchestrator.rundir import RunDir, write_json
 
 SCHEMA = 1
 

@@ -4,6 +4,7 @@ The driver reads the files and sends their bytes, so that no worker needs the dr
 and sends back one small array. On the dashboard its tasks are called `decode_images`.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ import torch
 
 from mura_models.backbones import Backbone, load_backbone
 from mura_models.data.images import decode_image
-from mura_models.data.store import CachedArray, name_content, open_cached, write_cached
-from mura_models.errors import ImageError
+from mura_models.data.store import CachedArray, Part, name_content, open_cached, write_cached
+from mura_models.errors import ImageError, RunError
 from mura_models.preprocessing import Preprocessing, resize_image
 from mura_models.runtimes import RuntimeChoice, choose_runtime
 from orchestrator.config import RunConfig
@@ -77,27 +78,37 @@ def decode_films(
     folder = name_films(cache, preprocessing, digests)
     if cached := open_cached(folder):
         return cached, 0
-    failures: dict[str, str] = {}
     preprocessing_ref = ray.put(preprocessing)
 
     def submit(part: pd.DataFrame) -> Any:
         paths = [Path(file) for file in part["file"]]
         named = [(digest, path.suffix.lower()) for digest, path in zip(part["digest"], paths, strict=True)]
-        contents = [path.read_bytes() for path in paths]
+        contents = [read_again(path, digest) for path, digest in zip(paths, part["digest"], strict=True)]
         return decode_images.remote(named, contents, preprocessing_ref)
 
-    def collect() -> Iterator[tuple[list[str], np.ndarray]]:
-        num_done = 0
-        for names, films, failed in run_bounded(submit, split_rows(files, FILMS_PER_TASK)):
-            failures.update(failed)
+    def produce(left: Sequence[str]) -> Iterator[Part]:
+        num_done = len(digests) - len(left)
+        rows = files[files["digest"].isin(left)]
+        for names, films, failed in run_bounded(submit, split_rows(rows, FILMS_PER_TASK)):
             num_done += len(names) + len(failed)
             on_progress("decode", num_done, len(digests))
-            if names:
-                yield names, films
+            yield names, films, failed
 
     size_px = preprocessing.image_size_px
-    store = write_cached(folder, digests, collect(), row_shape=(size_px, size_px), dtype="uint8", failures=failures)
-    return store, len(digests)
+    return write_cached(folder, digests, produce, row_shape=(size_px, size_px), dtype="uint8"), len(digests)
+
+
+def read_again(path: Path, digest: str) -> bytes:
+    """Read a file that the scan has read. Raises RunError where it is gone or another one since."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(
+            f"a film cannot be read any more ({error.strerror}); once it can, the same command continues"
+        ) from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise RunError("a film was changed after the data was scanned; the same command scans anew")
+    return content
 
 
 def name_films(cache: Path, preprocessing: Preprocessing, digests: Sequence[str]) -> Path:

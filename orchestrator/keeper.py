@@ -5,14 +5,65 @@ also tells trials where their stage's rows are: a reference that Tune is given i
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.rundir import RunDir, whole_file
+from mura_models.errors import StorageError
+from mura_models.seals import is_sealed
+from mura_models.writing import PATIENCE_S, whole_file, write_patiently
+from orchestrator.rundir import RunDir
 
 KEEPER_NAME = "checkpoint-keeper"
+
+
+class Kept(NamedTuple):
+    """What is there of a trial's checkpoints."""
+
+    content: bytes | None
+    """Of the newest that is whole."""
+    note: str | None = None
+    """What a person should know, where a newer one was damaged."""
+
+
+def write_checkpoint(rundir: RunDir, trial: str, content: bytes, *, patience_s: float = PATIENCE_S) -> None:
+    """Make this the trial's checkpoint, whole or not at all, and keep the one before beside it.
+
+    Raises StorageError where the disk stays full or broken.
+    """
+    path, previous = rundir.checkpoint(trial), rundir.previous_checkpoint(trial)
+
+    def write() -> None:
+        with whole_file(path) as aside:
+            aside.write_bytes(content)
+            if path.exists():
+                path.replace(previous)
+
+    write_patiently(write, path, patience_s=patience_s)
+
+
+def read_checkpoint(rundir: RunDir, trial: str) -> Kept:
+    """Give the trial's last checkpoint, or, where that is damaged, the one before."""
+    damaged = []
+    for path in (rundir.checkpoint(trial), rundir.previous_checkpoint(trial)):
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            damaged.append(f"cannot be read ({error.strerror})")
+            continue
+        if is_sealed(content):
+            return Kept(content, f"the last checkpoint {damaged[0]}: went on from the one before" if damaged else None)
+        damaged.append("is damaged")
+    return Kept(None, f"the checkpoint {damaged[0]}: begun anew" if damaged else None)
+
+
+def remove_checkpoints(rundir: RunDir, trial: str) -> None:
+    """Remove what is kept of a trial."""
+    for path in (rundir.checkpoint(trial), rundir.previous_checkpoint(trial)):
+        path.unlink(missing_ok=True)
 
 
 class CheckpointKeeper:
@@ -21,6 +72,7 @@ class CheckpointKeeper:
     def __init__(self, root: str) -> None:
         self._rundir = RunDir(Path(root))
         self._inputs: list[Any] = []
+        self._patience_s = PATIENCE_S
 
     def hold_inputs(self, inputs: list[Any]) -> None:
         """Take the reference to a stage's inputs, alone in a list, else Ray would fetch them; drop the one before."""
@@ -31,17 +83,21 @@ class CheckpointKeeper:
         return self._inputs
 
     def keep(self, trial: str, content: bytes) -> None:
-        """Replace the trial's checkpoint, whole or not at all."""
-        with whole_file(self._rundir.checkpoint(trial)) as aside:
-            aside.write_bytes(content)
+        """Write a trial's checkpoint. Raises StorageError; once it has, it waits no more: the run is ending."""
+        try:
+            write_checkpoint(self._rundir, trial, content, patience_s=self._patience_s)
+        except StorageError:
+            self._patience_s = 0.0
+            raise
+        self._patience_s = PATIENCE_S
 
-    def load(self, trial: str, starts_from: str = "") -> bytes | None:
+    def load(self, trial: str, starts_from: str = "") -> Kept:
         """Give the trial's checkpoint, else the one it starts from, if there is either."""
-        for name in (trial, starts_from):
-            path = self._rundir.checkpoint(name)
-            if name and path.exists():
-                return path.read_bytes()
-        return None
+        kept = read_checkpoint(self._rundir, trial)
+        if kept.content is None and starts_from:
+            origin = read_checkpoint(self._rundir, starts_from)
+            return Kept(origin.content, kept.note or origin.note)
+        return kept
 
 
 def start_keeper(rundir: RunDir) -> Any:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mura_models.data.manifest import DataSet
 from mura_models.errors import ConfigError, RunError
+from mura_models.writing import remove_unfinished
 from orchestrator.cluster import is_inside_job, share_cluster
 from orchestrator.concluding import conclude
 from orchestrator.config import Placement, RunConfig
@@ -33,6 +34,7 @@ def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Moni
     plan = make_plan(config, dataset.manifest)  # what cannot be planned is said before anything is decoded
     rundir = choose_rundir(config, placement, dataset)
     with rundir.lock():
+        remove_unfinished(rundir.root)
         open_run(rundir, config, dataset)
         monitor.say(f"run directory: {rundir.root}")
         if rundir.report_json.exists():

@@ -16,7 +16,7 @@ from mura_models.embeddings import embed_outcomes
 from mura_models.errors import ConfigError, DataError, ImageError
 from mura_models.preprocessing import OUTCOMES, resize_image
 from mura_models.runtimes import Embedder, RuntimeChoice, choose_runtime, prepare_model
-from orchestrator.rundir import whole_file
+from mura_models.writing import whole_file
 
 FILMS_PER_BATCH = 64
 WRITERS = (".csv", ".parquet", ".json")

@@ -55,6 +55,13 @@ def choose_shipped(stage: Stage, trial: PlannedTrial) -> list[str]:
     return [standings[len(standings) // 2].trial]  # of an even number the lower of the two in the middle
 
 
+def list_shipped(stage: Stage, trial: PlannedTrial, standing: Standing) -> list[tuple[Job, int]]:
+    """Give the job of every training that is shipped of a winner, and the epochs that it ran."""
+    jobs = {job.trial: job for job in (make_job(stage.config, trial), *_list_refits(stage, trial))}
+    num_epochs = {end.trial: end.num_epochs for end in (standing, *_rank_refits(stage, trial))}
+    return [(jobs[name], num_epochs[name]) for name in choose_shipped(stage, trial)]
+
+
 def describe_refits(stage: Stage, winners: Mapping[str, Standing]) -> dict[str, Any]:
     """Give each winner's score over fresh seeds, and what is shipped."""
     planned = {trial.trial: trial for trial in stage.plan.trials}

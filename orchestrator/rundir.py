@@ -1,4 +1,4 @@
-"""The run directory: the only place that knows file names, whole-or-nothing writes and the journal.
+"""The run directory: the only place that knows file names, its lock and the journal.
 
 run.json  manifest.parquet  quarantine.csv  exploration.json  samples/  data.html  plan.csv  journal.jsonl
 audit.jsonl  refit.jsonl  trials.parquet  served.json  predictions.parquet  report.json  report.html  figures/
@@ -10,8 +10,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +19,8 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from mura_models.errors import ConfigError
+from mura_models.errors import ConfigError, RunError
+from mura_models.writing import whole_file, write_patiently
 
 MAX_NAME_CHARACTERS = 150
 """Of a checkpoint's file name; file systems allow 255 bytes, and a file in the making has a longer name."""
@@ -130,7 +129,7 @@ class RunDir:
 
     @property
     def checkpoints(self) -> Path:
-        """One file a trial while it runs; the search winners' afterwards."""
+        """Two files a trial while it runs, the last and the one before; the search winners' afterwards."""
         return self.root / "checkpoints"
 
     def checkpoint(self, trial: str) -> Path:
@@ -140,6 +139,10 @@ class RunDir:
             digest = hashlib.sha256(trial.encode()).hexdigest()[:16]
             name = f"{name[: MAX_NAME_CHARACTERS - 17]}-{digest}"
         return self.checkpoints / f"{name}.safetensors"
+
+    def previous_checkpoint(self, trial: str) -> Path:
+        """Name the checkpoint that a trial had before its last."""
+        return self.checkpoint(trial).with_suffix(".previous.safetensors")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -159,41 +162,12 @@ class RunDir:
             yield
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; it becomes `path` when the block ends well, else it vanishes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
-    os.close(handle)
-    aside = Path(name)
-    try:
-        yield aside
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.chmod(0o644)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a folder beside `path` to fill; it becomes `path` when the block ends well, else it vanishes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield aside
-        aside.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        aside.replace(path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """Read what `write_json` wrote. Raises RunError where it is damaged."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error}); remove it, or start anew with --fresh") from error
     return content
 
 
@@ -238,6 +212,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._num_bytes = 0
         self.lines: list[dict[str, Any]] = list(self._read())
         self._seen = {(line["trial"], line["epoch"]) for line in self.lines}
 
@@ -248,8 +223,14 @@ class Journal:
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):  # a line cut short by the end of its writer was never acted upon
             os.truncate(self.path, len(whole))
-        for line in whole.splitlines():
-            yield json.loads(line)
+        self._num_bytes = len(whole)
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise RunError(
+                    f"{self.path}: line {number} is damaged ({error}); bring back a copy, or start anew with --fresh"
+                ) from error
 
     def has(self, trial: str, epoch: int) -> bool:
         """Say whether this epoch of this trial is written."""
@@ -260,15 +241,30 @@ class Journal:
         return max((line["epoch"] for line in self.lines if line["trial"] == trial), default=0)
 
     def append(self, **entry: Any) -> dict[str, Any]:
-        """Write one line, flushed to the disk, and give it back with its number `seq`."""
+        """Write one line, flushed to the disk, and give it back with its number `seq`.
+
+        Raises StorageError where the disk stays full or broken; the file is then as it was.
+        """
         line = {"seq": len(self.lines) + 1, **to_plain(entry)}
-        with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
+        content = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        write_patiently(lambda: self._write(content), self.path)
+        self._num_bytes += len(content)
         self.lines.append(line)
         self._seen.add((line["trial"], line["epoch"]))
         return line
+
+    def _write(self, content: bytes) -> None:
+        """Write behind the last whole line: what an attempt that failed left there is overwritten."""
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.ftruncate(handle, self._num_bytes)
+            os.lseek(handle, self._num_bytes, os.SEEK_SET)
+            view = memoryview(content)
+            while view:
+                view = view[os.write(handle, view) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def final_states(self) -> dict[str, dict[str, Any]]:
         """Give the last line of every trial that has ended."""

@@ -6,7 +6,7 @@ that a continued trial, to which Tune gives a new id, is judged as if nothing ha
 
 import math
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,7 +16,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.utils.util import unflatten_dict
 
+from mura_models.errors import StorageError
 from orchestrator.rundir import Journal, Line
+
+MAX_WORKER_FAILURES = 3
+"""How often a trial is started again whose worker died; each time it goes on from its last checkpoint."""
 
 REDUCTION_FACTOR = 2
 MIN_PEERS = 3
@@ -90,7 +94,9 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
     """Tune's trial scheduler for all searches of a stage: trials in the plan's order, judged search by search.
 
     `grace_epochs` gives trials that may not be judged before an epoch of their own, as those whose rate still rises;
-    `is_stopping` False lets every trial run to its own end.
+    `is_stopping` False lets every trial run to its own end; `on_failure` is told of a worker's death before its trial
+    is started again. Where the journal or a checkpoint cannot be written, `halted` says why: nothing is judged any
+    more, and whoever runs the Tuner ends it.
     """
 
     def __init__(
@@ -101,10 +107,14 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         is_stopping: bool,
         journal: Journal,
         on_line: Callable[[Line], None] = lambda line: None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
+        self.halted: str | None = None
         self._journal = journal
         self._on_line = on_line
+        self._on_failure = on_failure
+        self._num_failures: Counter[str] = Counter()
         self._is_stopping = is_stopping
         self._grace_epochs = grace_epochs
         self._ladders = {
@@ -134,7 +144,7 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         """Judge an epoch that is not the trial's last, write it down and answer Tune."""
         result = _unflatten(result)
         (search, name), epoch = _identify(trial), result["epoch"]
-        if self._journal.has(name, epoch):  # a worker lost between its report and its checkpoint runs it again
+        if self.halted or self._journal.has(name, epoch):  # a worker lost before its checkpoint runs epochs again
             return str(TrialScheduler.CONTINUE)
         is_stopped = self._judge(search, name, epoch, result["metrics"])
         self._write(search, name, result, state="PRUNED" if is_stopped else "RUNNING")
@@ -144,7 +154,8 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         """Write down a trial's last epoch, if it is not the one that was stopped."""
         result = _unflatten(result)
         search, name = _identify(trial)
-        if self._journal.has(name, result["epoch"]):
+        self.halted = self.halted or result.get("storage_error")
+        if self.halted or self._journal.has(name, result["epoch"]):
             return
         failure = result.get("failure")
         if not failure:
@@ -152,12 +163,19 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         self._write(search, name, result, state="FAILED" if failure else "COMPLETE", why=failure)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Write down that a trial failed for good; Tune also calls this before it starts the trial again."""
-        if trial.status == Trial.ERROR:  # set before a new start, not yet set at the last failure
-            return
+        """Write down that a trial failed for good; Tune also calls this before it starts the trial again.
+
+        Tune gives up at once where a worker dies between two trials that it serves: such a trial is left open, and
+        whoever runs the Tuner starts it in another.
+        """
         search, name = _identify(trial)
+        self._num_failures[name] += 1
+        self._on_failure()
+        is_started_again = trial.status == Trial.ERROR  # set before a new start, not yet set when Tune gives up
+        if is_started_again or self._num_failures[name] <= MAX_WORKER_FAILURES or self.halted:
+            return
         cause = str(trial.get_error() or "").strip().splitlines()
-        why = f"the worker failed {trial.num_failures} times{f': {cause[-1]}' if cause else ''}"
+        why = f"the worker failed {self._num_failures[name]} times{f': {cause[-1]}' if cause else ''}"
         result = {"epoch": self._journal.last_epoch(name) + 1, "metrics": {}}
         self._write(search, name, result, state="FAILED", why=why)
 
@@ -175,15 +193,19 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         return self._ladders[search].is_to_stop(trial, epoch, score)
 
     def _write(self, search: str, trial: str, result: dict[str, Any], *, state: str, why: str | None = None) -> None:
-        line = self._journal.append(
-            search=search,
-            trial=trial,
-            epoch=result["epoch"],
-            metrics=result["metrics"],
-            decision="continue" if state == "RUNNING" else "stop",
-            state=state,
-            why=why,
-            note=result.get("note"),
-            worker=result.get("worker"),
-        )
-        self._on_line(line)
+        try:
+            line = self._journal.append(
+                search=search,
+                trial=trial,
+                epoch=result["epoch"],
+                metrics=result["metrics"],
+                decision="continue" if state == "RUNNING" else "stop",
+                state=state,
+                why=why,
+                note=result.get("note"),
+                worker=result.get("worker"),
+            )
+        except StorageError as error:
+            self.halted = str(error)
+        else:
+            self._on_line(line)

@@ -7,26 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import tune
 
-from mura_models.errors import RunError
+from mura_models.errors import RunError, StorageError
+from orchestrator.cluster import Share
 from orchestrator.config import RunConfig
 from orchestrator.plan import Plan, PlannedTrial
 from orchestrator.rundir import Journal, Line, RunDir
-from orchestrator.scheduling import LadderPerSearch, LadderRule, list_rungs
+from orchestrator.scheduling import MAX_WORKER_FAILURES, LadderPerSearch, LadderRule, list_rungs
 from orchestrator.trial import FinetuneTrial, Job, ProbeTrial, TrialInputs
+from orchestrator.watching import Watch
 
-MAX_WORKER_FAILURES = 3
-"""How often Ray starts a trial again whose worker died; each time it goes on from its last checkpoint."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
-    """What one trial gets of the cluster, and how many may run at once (None = as many as fit)."""
-
-    num_cpus: float
-    num_gpus: float
-    max_concurrent: int | None = None
+KEEPER_S = 120.0
+"""How long the keeper may take to answer, its process started anew by Ray if need be (chosen by us)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +33,17 @@ class Stage:
     rundir: RunDir
     keeper: Any
     """The actor that keeps checkpoints, and holds the reference to the stage's inputs."""
+    inputs: Any
+    """That reference."""
     share: Share
     on_line: Callable[[str, Line], None]
     """Told every line of a journal, and what it belongs to: search, audit or refit."""
+    say: Callable[[str], None]
+    """Writes one line for the user."""
+
+    def hold_inputs(self) -> None:
+        """Tell the keeper where the stage's inputs are: at the start, and where its process was started anew."""
+        ray.get(self.keeper.hold_inputs.remote([self.inputs]), timeout=KEEPER_S)
 
 
 def run_search(stage: Stage) -> None:
@@ -79,24 +81,34 @@ def make_rule(config: RunConfig, trial: PlannedTrial) -> LadderRule:
 def run_jobs(stage: Stage, jobs: Sequence[Job], *, what: str) -> Journal:
     """Train whatever of these the journal of `what` does not show as ended; only a search stops trials early.
 
-    Raises RunError where some remain, as after Ctrl-C.
+    A trial that Tune gave up before its failures are up goes into another Tuner. Raises StorageError where a journal or
+    a checkpoint cannot be written.
     """
     paths = {"search": stage.rundir.journal, "audit": stage.rundir.audit_journal, "refit": stage.rundir.refit_journal}
     journal = Journal(paths[what])
-    waiting = [job for job in jobs if job.trial not in journal.final_states()]
-    if waiting:
-        scheduler = LadderPerSearch(
-            rules=make_rules(stage.config, stage.plan),
-            grace_epochs={trial.trial: trial.grace_epochs for trial in stage.plan.trials},
-            is_stopping=stage.config.early_stopping and what == "search",
-            journal=journal,
-            on_line=lambda line: stage.on_line(what, line),
-        )
-        _fit(stage, waiting, scheduler)
-    left = [job.trial for job in jobs if job.trial not in journal.final_states()]
+    scheduler = LadderPerSearch(
+        rules=make_rules(stage.config, stage.plan),
+        grace_epochs={trial.trial: trial.grace_epochs for trial in stage.plan.trials},
+        is_stopping=stage.config.early_stopping and what == "search",
+        journal=journal,
+        on_line=lambda line: stage.on_line(what, line),
+        on_failure=stage.hold_inputs,
+    )
+    left = _list_open(jobs, journal)
+    for _ in range(1 + MAX_WORKER_FAILURES):
+        if left:
+            _fit(stage, left, scheduler)
+            left = _list_open(jobs, journal)
+        if scheduler.halted:
+            raise StorageError(scheduler.halted)
     if left:
         raise RunError(f"stopped with {len(left)} of {len(jobs)} trials to go: the same command continues")
     return journal
+
+
+def _list_open(jobs: Sequence[Job], journal: Journal) -> list[Job]:
+    ended = journal.final_states()
+    return [job for job in jobs if job.trial not in ended]
 
 
 def _fit(stage: Stage, jobs: Sequence[Job], scheduler: LadderPerSearch) -> None:
@@ -121,6 +133,7 @@ def _fit(stage: Stage, jobs: Sequence[Job], scheduler: LadderPerSearch) -> None:
             run_config=tune.RunConfig(
                 storage_path=scratch,  # Ray keeps no state that matters: the journal and the keeper do
                 verbose=0,
+                stop=Watch(scheduler, stage.rundir, share, stage.say),
                 failure_config=tune.FailureConfig(max_failures=MAX_WORKER_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
@@ -136,7 +149,8 @@ def _with_inputs(kind: type[tune.Trainable], inputs: TrialInputs) -> Any:
 
 
 def _silence_tune() -> None:
-    """Leave the terminal to our own progress, and write none of Tune's logs: the journal has every line."""
+    """Leave terminal and Ctrl-C to us, and write none of Tune's logs: the journal has every line."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the run, not one Tuner of it
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

@@ -17,6 +17,7 @@ from mura_models.data.store import open_cached
 from mura_models.embeddings import embedding_key
 from mura_models.errors import UserError
 from mura_models.runtimes import Device, Precision, RuntimeChoice
+from mura_models.writing import UNFINISHED
 from orchestrator.config import RunConfig
 from orchestrator.datasets import cache_root
 from orchestrator.disk import (
@@ -83,12 +84,14 @@ def forecast_run(config: RunConfig, manifest: pd.DataFrame, plan: Plan, rundir: 
 
 def find_present(config: RunConfig, manifest: pd.DataFrame, rundir: RunDir | None) -> Present:
     """Look at what lies in the cache and in the run directory."""
-    films = open_cached(name_films(cache_root(), config.preprocessing, sorted(set(manifest["digest"]))))
+    store = name_films(cache_root(), config.preprocessing, sorted(set(manifest["digest"])))
+    films = open_cached(store)
     has_embeddings = films is not None and _has_embeddings(config, films.digests)
     checkpoint_bytes, other_bytes = _measure_files(rundir) if rundir else ({}, 0)
     return Present(
         has_films=films is not None,
         has_embeddings=has_embeddings,
+        film_bytes=_measure_unfinished(store),
         states=_read_states(rundir) if rundir else {},
         checkpoint_bytes=checkpoint_bytes,
         other_bytes=other_bytes,
@@ -105,6 +108,12 @@ def _has_embeddings(config: RunConfig, digests: Sequence[str]) -> bool:
         return False  # which the weights' own finding says
     keys = [embedding_key(config.preprocessing, backbone, choice) for choice in CHOICES]
     return any(name_embeddings(folder, key, digests).exists() for key in keys)
+
+
+def _measure_unfinished(store: Path) -> int:
+    """Give the bytes that a writer which was stopped has on the disk: its file has holes where films are to come."""
+    unfinished = store.with_name(f".{store.name}{UNFINISHED}")
+    return sum(path.stat().st_blocks * 512 for path in unfinished.glob("*"))
 
 
 def _read_states(rundir: RunDir) -> dict[str, str]:

@@ -9,14 +9,15 @@ import ray
 
 from mura_models.assembly import FROZEN, Network, mean_logit
 from mura_models.backbones import fill_backbone
-from mura_models.checkpoints import Checkpoint
 from mura_models.errors import RunError
 from mura_models.search_data import SearchData
 from orchestrator.audit import AUDIT_SUFFIX, describe_audit, run_audit
+from orchestrator.keeper import remove_checkpoints
 from orchestrator.monitor import SearchMonitor
 from orchestrator.plan import Plan, PlannedTrial
 from orchestrator.preparing import gather_data
-from orchestrator.refit import choose_shipped, describe_refits, name_refits, run_refits
+from orchestrator.refit import describe_refits, list_shipped, name_refits, run_refits
+from orchestrator.repair import read_shipped
 from orchestrator.rundir import Journal
 from orchestrator.search import Stage, make_rules, run_search
 from orchestrator.trial import StageInputs
@@ -62,15 +63,17 @@ def _train_stage(work: Work, plan: Plan, trained: Trained, keeper: Any, follower
     backbone = work.backbones[FROZEN] if first.recipe == "finetune" else None
     inputs = ray.put(StageInputs(data=gather_data(work, plan, base), backbone=backbone))
     data = ray.get(inputs).data  # in the one copy that there is
-    ray.get(keeper.hold_inputs.remote([inputs]))
     stage = Stage(
         config=work.config,
         plan=plan,
         rundir=work.rundir,
         keeper=keeper,
+        inputs=inputs,
         share=work.share,
         on_line=follower.on_line,
+        say=work.monitor.say,
     )
+    stage.hold_inputs()
     run_search(stage)
     if work.config.early_stopping:
         run_audit(stage)
@@ -101,8 +104,9 @@ def _build_winner(
     work: Work, stage: Stage, trial: PlannedTrial, standing: Standing, data: SearchData, *, base: str
 ) -> Winner:
     """Read what a winner ships; a network that was trained whole answers for dev as it will when it is deployed."""
-    shipped = choose_shipped(stage, trial)
-    checkpoints = [Checkpoint.from_bytes(work.rundir.checkpoint(name).read_bytes()) for name in shipped]
+    jobs = list_shipped(stage, trial, standing)
+    shipped = [job.trial for job, _ in jobs]
+    checkpoints = [read_shipped(stage, job, num_epochs) for job, num_epochs in jobs]
     networks = []
     for number, checkpoint in enumerate(checkpoints):
         key = base
@@ -131,4 +135,4 @@ def _remove_losers(work: Work, trained: Trained, plan: Plan) -> None:
     shipped = {name for winner in trained.winners.values() for name in winner.shipped}
     for trial in plan.trials:
         for name in {trial.trial, trial.trial + AUDIT_SUFFIX, *name_refits(work.config, trial)} - shipped:
-            work.rundir.checkpoint(name).unlink(missing_ok=True)
+            remove_checkpoints(work.rundir, name)

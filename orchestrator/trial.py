@@ -2,7 +2,6 @@
 
 import os
 import time
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from ray import tune
 
 from mura_models.backbones import Backbone
+from mura_models.errors import StorageError
 from mura_models.finetuning import FinetuneTraining
 from mura_models.probing import ProbeTraining
 from mura_models.search_data import SearchData
@@ -54,6 +54,17 @@ class TrialInputs:
     """The actor that keeps checkpoints, and has the reference to the StageInputs."""
 
 
+def make_training(job: Job, stage: StageInputs, *, num_cpus: float, num_gpus: float) -> Training:
+    """Make a job's training in this process, on its share of the machine."""
+    torch.set_num_threads(max(1, int(num_cpus)))
+    device = "cuda" if torch.cuda.is_available() and num_gpus else "cpu"
+    data = stage.data[job.search]
+    if job.settings.finetune is None:
+        return ProbeTraining(data, job.settings, device=device)
+    assert stage.backbone is not None
+    return FinetuneTraining(data, job.settings, stage.backbone.module, device=device)
+
+
 class TunedTrial(tune.Trainable):  # type: ignore[misc]
     """Tune's view of a trial: `config` names it (`trial`: search and plan id) and its share; the plan has the rest."""
 
@@ -66,9 +77,8 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], inputs: TrialInputs) -> None:
         """Start the trial, or take it up at its last checkpoint."""
         self.inputs = inputs
-        (reference,) = ray.get(inputs.keeper.find_inputs.remote())
+        (reference,) = ray.get(inputs.keeper.find_inputs.remote())  # none in a keeper just restarted: tried again
         self.stage: StageInputs = ray.get(reference)
-        torch.set_num_threads(max(1, int(config["num_cpus"])))
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -76,36 +86,38 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
         self._begin(new_config)
         return True
 
-    @abstractmethod
-    def make_training(self, data: SearchData, settings: TrialSettings, device: str) -> Training:
-        """Make the training that this kind of trial is."""
-
     def _begin(self, config: dict[str, Any]) -> None:
         self.job = self.inputs.jobs[config["trial"]["trial"]]
-        device = "cuda" if torch.cuda.is_available() and config["num_gpus"] else "cpu"
-        self.training = self.make_training(self.stage.data[self.job.search], self.job.settings, device)
+        self.training = make_training(self.job, self.stage, num_cpus=config["num_cpus"], num_gpus=config["num_gpus"])
         self.kept_at = time.monotonic()
         self.replay: list[dict[str, Any]] = []
-        checkpoint = ray.get(self.inputs.keeper.load.remote(self.job.trial, self.job.starts_from))
+        checkpoint, self.note = ray.get(self.inputs.keeper.load.remote(self.job.trial, self.job.starts_from))
         if checkpoint is not None:
             self.training.restore(checkpoint)
             self.replay = list(self.training.history)
 
     def step(self) -> dict[str, Any]:
-        """Run one epoch; epochs that the checkpoint already has are told again, not run again."""
+        """Run one epoch; epochs that the checkpoint already has are told again, not run again.
+
+        Where the disk does not take the checkpoint, the trial ends there, to go on with the next command.
+        """
         if self.replay:
             return self._tell(Epoch(**self.replay.pop(0)))
         epoch = self.training.train_epoch()
         if self._is_to_keep(epoch):
-            ray.get(self.inputs.keeper.keep.remote(self.job.trial, self.training.save()))
+            try:
+                ray.get(self.inputs.keeper.keep.remote(self.job.trial, self.training.save()))
+            except StorageError as error:
+                return self._tell(epoch) | {"done": True, "storage_error": str(getattr(error, "cause", error))}
             self.kept_at = time.monotonic()
-        return self._tell(epoch)
+        note, self.note = self.note, None
+        return self._tell(epoch, note=note)
 
     def _is_to_keep(self, epoch: Epoch) -> bool:
         is_due = time.monotonic() - self.kept_at > KEEP_EVERY_S
         return epoch.is_last or epoch.epoch in self.job.keep_epochs or is_due
 
-    def _tell(self, epoch: Epoch) -> dict[str, Any]:
+    def _tell(self, epoch: Epoch, *, note: str | None = None) -> dict[str, Any]:
         worker = {
             "pid": os.getpid(),
             "node": ray.get_runtime_context().get_node_id(),
@@ -116,24 +128,15 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
             "epoch": epoch.epoch,
             "metrics": epoch.metrics,
             "failure": epoch.failure,
-            "note": epoch.note,
+            "note": epoch.note or note,
             "done": epoch.is_last,
             "worker": worker,
         }
 
 
 class ProbeTrial(TunedTrial):
-    """A trial of heads on embeddings."""
-
-    def make_training(self, data: SearchData, settings: TrialSettings, device: str) -> Training:
-        """Make the heads."""
-        return ProbeTraining(data, settings, device=device)
+    """A trial of heads on embeddings, as the dashboard names it."""
 
 
 class FinetuneTrial(TunedTrial):
     """A trial of a whole network on films."""
-
-    def make_training(self, data: SearchData, settings: TrialSettings, device: str) -> Training:
-        """Make backbone and head."""
-        assert self.stage.backbone is not None
-        return FinetuneTraining(data, settings, self.stage.backbone.module, device=device)

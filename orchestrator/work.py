@@ -10,13 +10,13 @@ from mura_models.assembly import FROZEN
 from mura_models.backbones import Backbone
 from mura_models.data.manifest import DataSet
 from mura_models.preprocessing import OUTCOMES
+from orchestrator.cluster import Share
 from orchestrator.config import RunConfig
 from orchestrator.embedding import embed_films
 from orchestrator.ingest import Ingested
 from orchestrator.monitor import Monitor
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDir
-from orchestrator.search import Share
 
 
 @dataclass(frozen=True, kw_only=True)

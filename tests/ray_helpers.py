@@ -107,6 +107,7 @@ class User:
                 [str(part) for part in command],
                 cwd=self.home,
                 env=self.environment(**more),
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -116,6 +117,8 @@ class User:
         finally:
             self.end_processes()
             process.wait(timeout=30)
+            assert process.stdin is not None
+            process.stdin.close()
 
     @property
     def log(self) -> Path:

@@ -109,7 +109,9 @@ def test_help_comes_without_torch_or_ray_and_names_every_option() -> None:
     assert [option for option in OPTIONS if option not in done.stdout] == []
 
 
-@pytest.mark.parametrize("target", ["run", "test", "test-slow", "test-all", "lint", "types", "check", "bench", "clean"])
+@pytest.mark.parametrize(
+    "target", ["run", "test", "test-slow", "test-faults", "test-all", "lint", "types", "check", "bench", "clean"]
+)
 def test_make_has_the_target(target: str) -> None:
     assert run_make("--dry-run", target).returncode == 0
 
@@ -119,9 +121,12 @@ def test_make_run_hands_its_arguments_on() -> None:
     assert "run_study.py --all-bones --data x.csv" in planned
 
 
-def test_fast_and_slow_tests_are_the_two_halves_of_all() -> None:
-    markers = re.findall(r'pytest -m "([^"]+)"', run_make("--dry-run", "test-all").stdout)
-    assert markers == ["not (slow or cluster or browser)", "slow or cluster or browser"]
+def test_fast_slow_and_exhaustive_tests_are_all_there_are() -> None:
+    markers = re.findall(r'pytest -m "([^"]+)"', run_make("--dry-run", "test-all", "test-faults").stdout)
+    fast, slow, rest = markers
+    assert fast == "not (slow or cluster or browser)"
+    assert slow == "(slow or cluster or browser) and not exhaustive"
+    assert rest == "exhaustive"
 
 
 def test_make_installs_once_and_again_only_after_a_change(tmp_path: Path) -> None:

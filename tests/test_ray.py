@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import os
 import shutil
 import signal
@@ -15,15 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from conftest import NUM_FOLDS, make_manifest, make_probe_data
 from ray_helpers import BIN, TINY, User, find_free_port, make_user, read_journal, read_json, wait_until, write_films
+from safetensors.torch import load
 
+from mura_models.checkpoints import Checkpoint
 from orchestrator.cluster import share_cluster
 from orchestrator.config import Placement, RunConfig
 from orchestrator.keeper import start_keeper
 from orchestrator.plan import Plan, make_plan
+from orchestrator.repair import read_shipped
 from orchestrator.rundir import RunDir
-from orchestrator.search import Stage, run_search
+from orchestrator.search import Stage, make_job, run_search
 from orchestrator.trial import StageInputs
 
 NUM_GPUS = 4
@@ -105,6 +110,65 @@ def test_a_trial_whose_worker_dies_goes_on(tmp_path: Path) -> None:
     assert lines[-1]["worker"]["pid"] != killed[0]
 
 
+def damage(path: Path) -> None:
+    """Change one byte in the middle of a file; twice is not as before."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] = (content[len(content) // 2] + 1) % 256
+    path.write_bytes(content)
+
+
+def assert_same_checkpoint(first: bytes, second: bytes) -> None:
+    tensors = [load(content) for content in (first, second)]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+    histories = [Checkpoint.from_bytes(content).history for content in (first, second)]
+    assert histories[0] == histories[1]
+
+
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path: Path) -> None:
+    """By a trial that goes on, and by a winner that is shipped: down to the last bit as if nothing had happened."""
+    config, plan = plan_one_trial_a_search(num_epochs=10)
+    plan = replace(plan, trials=plan.trials[:1])
+    trial = plan.trials[0]
+    data = {trial.search: make_probe_data(trial.target.split(":")[-1])}
+    rundir = RunDir(tmp_path)
+    last, previous = rundir.checkpoint(trial.trial), rundir.previous_checkpoint(trial.trial)
+    with local_ray(num_cpus=2):
+        stage = make_stage(config, plan, data, tmp_path, on_line=lambda line: None)
+        run_search(stage)
+        whole, lines = last.read_bytes(), rundir.journal.read_bytes().splitlines(keepends=True)
+
+        rundir.journal.write_bytes(b"".join(lines[:7]))
+        damage(last)
+        run_search(stage)
+        assert_same_checkpoint(last.read_bytes(), whole)
+        told = read_journal(tmp_path)
+        assert [line["metrics"] for line in told] == [json.loads(line)["metrics"] for line in lines]
+        assert "the last checkpoint is damaged: went on from the one before" in [line["note"] for line in told]
+
+        for paths in ([last], [last, previous]):
+            for path in paths:
+                damage(path)
+            read_shipped(stage, make_job(config, trial), num_epochs=10)
+            assert_same_checkpoint(last.read_bytes(), whole)
+
+
+def test_a_keeper_that_dies_is_told_again_where_the_rows_are(tmp_path: Path) -> None:
+    config, plan = plan_one_trial_a_search(num_epochs=2)
+    data = {search: make_probe_data(search.split("/")[0].split(":")[-1]) for search in plan.searches}
+    killed = []
+
+    def kill_once(line: dict[str, Any]) -> None:
+        if not killed:
+            killed.append(True)
+            ray.kill(stage.keeper, no_restart=False)
+
+    with local_ray(num_cpus=1):
+        stage = make_stage(config, plan, data, tmp_path, on_line=kill_once)
+        run_search(stage)
+    assert [line["state"] for line in read_journal(tmp_path)].count("COMPLETE") == NUM_GPUS
+
+
 def test_the_rows_of_a_stage_are_let_go_when_it_is_over(tmp_path: Path) -> None:
     """What Tune is given it never lets go again: the films of MURA, once a search, audit and refit."""
     config, plan = plan_one_trial_a_search(num_epochs=1)
@@ -114,7 +178,9 @@ def test_the_rows_of_a_stage_are_let_go_when_it_is_over(tmp_path: Path) -> None:
         stage = make_stage(config, plan, heavy, tmp_path, on_line=lambda line: None)
         run_search(stage)
         assert measure_store() > 2**24
-        ray.get(stage.keeper.hold_inputs.remote([]))
+        keeper = stage.keeper
+        del stage
+        ray.get(keeper.hold_inputs.remote([]))
         wait_until(lambda: measure_store() < 2**23, "Ray to let go of the rows")
     assert [line["state"] for line in read_journal(tmp_path)] == ["COMPLETE"] * NUM_GPUS
 
@@ -132,16 +198,18 @@ def make_stage(
     config: RunConfig, plan: Plan, data: Mapping[str, Any], root: Path, *, on_line: Callable[[dict[str, Any]], None]
 ) -> Stage:
     rundir = RunDir(root)
-    keeper = start_keeper(rundir)
-    ray.get(keeper.hold_inputs.remote([ray.put(StageInputs(data=data))]))
-    return Stage(
+    stage = Stage(
         config=config,
         plan=plan,
         rundir=rundir,
-        keeper=keeper,
+        keeper=start_keeper(rundir),
+        inputs=ray.put(StageInputs(data=data)),
         share=share_cluster(Placement()),
         on_line=lambda what, line: on_line(line),
+        say=lambda text: None,
     )
+    stage.hold_inputs()
+    return stage
 
 
 def plan_one_trial_a_search(num_epochs: int) -> tuple[RunConfig, Plan]:

@@ -11,7 +11,8 @@ import pytest
 from conftest import list_names
 
 from mura_models.errors import ConfigError
-from orchestrator.rundir import Journal, RunDir, read_json, to_plain, whole_file, whole_folder, write_json, write_table
+from mura_models.writing import whole_file, whole_folder
+from orchestrator.rundir import Journal, RunDir, read_json, to_plain, write_json, write_table
 
 WEIRD_BONES = ["../../etc", "a/b", "été", "手", "with space", "..", ".", "a%2Fb", "C:\\x", "", "x" * 100, "手" * 30]
 

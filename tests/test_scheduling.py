@@ -17,7 +17,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.utils.util import flatten_dict
 
 from orchestrator.rundir import Journal
-from orchestrator.scheduling import MIN_PEERS, LadderPerSearch, LadderRule, list_rungs
+from orchestrator.scheduling import MAX_WORKER_FAILURES, MIN_PEERS, LadderPerSearch, LadderRule, list_rungs
 
 GRACE, EPOCHS = 2, 8  # rungs at 2 and 4
 EASY, HARD = "specialist:easy/mlp_probe", "specialist:hard/mlp_probe"
@@ -56,7 +56,6 @@ class Driver:
             trial_id=f"tune{next(tune_ids)}",
             config=config,
             last_result={},
-            num_failures=4,
             status="RUNNING",
             get_error=lambda: None,
         )
@@ -83,6 +82,14 @@ class Driver:
             assert self.report(search, number, 1, score)
             goes_on.append(self.report(search, number, GRACE, score))
         return goes_on
+
+
+def fail(driver, search, number):
+    """Let a trial's worker die as often as it takes: Tune starts it again, and at last gives up."""
+    trial = driver.trials[search, number]
+    for status in ["ERROR"] * MAX_WORKER_FAILURES + ["RUNNING"]:
+        trial.status = status
+        driver.scheduler.on_trial_error(None, trial)
 
 
 @pytest.fixture
@@ -198,7 +205,7 @@ def test_every_line_is_told_as_it_is_written(path):
 def test_a_worker_that_dies_for_good_is_one_failed_line(path):
     driver = Driver(path)
     driver.report(EASY, 0, 1, 0.7)
-    driver.scheduler.on_trial_error(None, driver.trials[EASY, 0])
+    fail(driver, EASY, 0)
     last = Journal(path).final_states()[f"{EASY}/000"]
     assert (last["state"], last["epoch"], last["why"]) == ("FAILED", 2, "the worker failed 4 times")
 
@@ -210,7 +217,7 @@ def test_a_continued_trial_that_dies_leaves_no_epoch_twice(path):
         driver.report(EASY, 0, epoch, 0.7)
     resumed = Driver(path)
     resumed.report(EASY, 0, 1, 0.7)
-    resumed.scheduler.on_trial_error(None, resumed.trials[EASY, 0])
+    fail(resumed, EASY, 0)
     table = Journal(path).to_table()
     assert not table.duplicated(["trial", "epoch"]).any()
     assert Journal(path).final_states()[f"{EASY}/000"]["state"] == "FAILED"

@@ -17,10 +17,15 @@ def make_rows(digests):
 
 
 def write(folder, parts=(("aa", "cc"), ("dd", "bb")), failures=None):
-    """Write an entry from parts, in the order in which workers finish."""
-    failures = {} if failures is None else failures
-    filled = ((part, make_rows(part)) for part in parts)
-    return write_cached(folder, DIGESTS, filled, row_shape=(2, 3), dtype="uint8", failures=failures)
+    """Write an entry from parts, in the order in which workers finish; the first tells of the films that failed."""
+    told = [failures or {}, *[{}] * len(parts)]
+
+    def produce(left):
+        assert sorted(left) == sorted(DIGESTS)
+        for part, failed in zip(parts or [()], told, strict=False):
+            yield part, make_rows(part) if part else np.zeros((0, 2, 3), np.uint8), failed
+
+    return write_cached(folder, DIGESTS, produce, row_shape=(2, 3), dtype="uint8")
 
 
 @pytest.mark.parametrize("parts", [[DIGESTS], [("bb",), ("cc", "aa"), ("dd",)], [("dd", "bb"), ("aa", "cc")]])
@@ -40,14 +45,7 @@ def test_rows_lie_on_the_disk_and_cannot_be_changed(tmp_path):
 
 
 def test_a_film_that_fails_on_the_way_leaves_a_reason_and_no_row(tmp_path):
-    failures = {}
-
-    def parts():
-        yield ("dd", "aa"), make_rows(("dd", "aa"))
-        failures["cc"] = "truncated"
-        yield ("bb",), make_rows(("bb",))
-
-    write_cached(tmp_path / "films", DIGESTS, parts(), row_shape=(2, 3), dtype="uint8", failures=failures)
+    write(tmp_path / "films", parts=[("dd", "aa"), ("bb",)], failures={"cc": "truncated"})
     entry = open_cached(tmp_path / "films")
     assert entry.digests == ("aa", "bb", "dd")
     assert entry.failures == {"cc": "truncated"}
@@ -57,20 +55,61 @@ def test_a_film_that_fails_on_the_way_leaves_a_reason_and_no_row(tmp_path):
 
 
 def test_an_entry_of_failures_alone_is_remembered(tmp_path):
-    entry = write(tmp_path / "films", parts=[], failures=dict.fromkeys(DIGESTS, "not an image"))
+    entry = write(tmp_path / "films", parts=[()], failures=dict.fromkeys(DIGESTS, "not an image"))
     assert entry.rows.shape == (0, 2, 3)
     assert open_cached(tmp_path / "films").failures == dict.fromkeys(DIGESTS, "not an image")
 
 
-def test_a_writer_that_dies_leaves_no_entry_and_nothing_beside(tmp_path):
-    def parts():
-        yield ("aa",), make_rows(("aa",))
-        raise RuntimeError("worker lost")
+def stop_after(parts, *, by):
+    """Yield these parts, then end as a writer does that is stopped."""
+    for part in parts:
+        yield part, make_rows(part), {}
+    raise by
 
-    with pytest.raises(RuntimeError, match="worker lost"):
-        write_cached(tmp_path / "films", DIGESTS, parts(), row_shape=(2, 3), dtype="uint8", failures={})
+
+@pytest.mark.parametrize("end", [RuntimeError("worker lost"), KeyboardInterrupt()])
+def test_a_writer_that_is_stopped_leaves_no_entry_and_the_next_goes_on(tmp_path, monkeypatch, end):
+    monkeypatch.setattr("mura_models.data.store.SAVE_EVERY_S", -1)
+    shape = {"row_shape": (2, 3), "dtype": "uint8"}
+    with pytest.raises(type(end)):
+        write_cached(tmp_path / "films", DIGESTS, lambda left: stop_after([("aa",), ("dd",)], by=end), **shape)
     assert open_cached(tmp_path / "films") is None
-    assert list_names(tmp_path) == []
+    asked = []
+
+    def produce(left):
+        asked.append(left)
+        yield left, make_rows(left), {}
+
+    entry = write_cached(tmp_path / "films", DIGESTS, produce, **shape)
+    assert asked == [["bb", "cc"]]
+    assert np.array_equal(entry.rows, make_rows(entry.digests))
+    assert list_names(tmp_path) == ["films"]
+    assert list_names(tmp_path / "films") == ["index.json", "rows.npy"]
+
+
+def test_what_a_stopped_writer_left_counts_only_as_far_as_it_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("mura_models.data.store.SAVE_EVERY_S", -1)
+    shape = {"row_shape": (2, 3), "dtype": "uint8"}
+    with pytest.raises(RuntimeError):
+        stopped = stop_after([("aa",), ("dd",)], by=RuntimeError())
+        write_cached(tmp_path / "films", DIGESTS, lambda left: stopped, **shape)
+    log = tmp_path / ".films.part" / "done.jsonl"
+    log.write_bytes(log.read_bytes()[:-4])
+    entry = write_cached(tmp_path / "films", DIGESTS, lambda left: [(left, make_rows(left), {})], **shape)
+    assert np.array_equal(entry.rows, make_rows(entry.digests))
+
+
+def test_two_writers_at_once_do_not_disturb_each_other(tmp_path):
+    shape = {"row_shape": (2, 3), "dtype": "uint8"}
+
+    def produce(left):
+        inner = write_cached(tmp_path / "films", DIGESTS, lambda names: [(names, make_rows(names), {})], **shape)
+        assert np.array_equal(inner.rows, make_rows(inner.digests))
+        yield left, make_rows(left), {}
+
+    entry = write_cached(tmp_path / "films", DIGESTS, produce, **shape)
+    assert np.array_equal(entry.rows, make_rows(entry.digests))
+    assert list_names(tmp_path) == ["films"]
 
 
 def test_a_row_that_never_came_is_no_black_film(tmp_path):
@@ -95,7 +134,7 @@ def test_a_damaged_entry_counts_as_none_so_that_it_is_made_anew(tmp_path):
 
 def test_half_precision_embeddings_come_back_to_the_bit(tmp_path):
     rows = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float16)
-    write_cached(tmp_path / "e", ["b", "a"], [(("b", "a"), rows)], row_shape=(4, 8), dtype="float16", failures={})
+    write_cached(tmp_path / "e", ["b", "a"], lambda left: [(("b", "a"), rows, {})], row_shape=(4, 8), dtype="float16")
     entry = open_cached(tmp_path / "e")
     assert entry.rows.dtype == np.float16
     assert np.array_equal(entry.rows[entry.find(["b", "a"])], rows)

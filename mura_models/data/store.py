@@ -4,17 +4,27 @@ A row is known by the digest of its file's bytes, so labels, splits and the orde
 being decoded again, and a film that occurs twice is decoded once. Embeddings lie beside in the same manner.
 """
 
+import fcntl
 import hashlib
 import json
-import shutil
+import os
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from mura_models.writing import UNFINISHED, remove_unfinished, replace_folder, told_as_storage_error
+
 SCHEMA = 1
+ABANDONED_S = 7 * 24 * 3600.0
+"""An entry in the making that nobody has touched for so long is removed (chosen by us)."""
+
+SAVE_EVERY_S = 10.0
+"""A writer that is killed loses at most about this much work (chosen by us)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,49 +59,154 @@ def open_cached(folder: Path) -> CachedArray | None:
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         rows = np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+        entry = CachedArray(rows=rows, digests=tuple(content["digests"]), failures=content["failures"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None  # damaged: it is made anew
-    return CachedArray(rows=rows, digests=tuple(content["digests"]), failures=content["failures"])
+    return entry if len(rows) == len(entry.digests) else None
+
+
+Part = tuple[Sequence[str], np.ndarray, Mapping[str, str]]
+"""Digests, their rows, and digest -> why for those that have none."""
 
 
 def write_cached(
     folder: Path,
     digests: Sequence[str],
-    parts: Iterable[tuple[Sequence[str], np.ndarray]],
+    produce: Callable[[Sequence[str]], Iterable[Part]],
     *,
     row_shape: tuple[int, ...],
     dtype: str,
-    failures: dict[str, str],
 ) -> CachedArray:
-    """Fill an entry from parts as they come, each (digests, rows), in any order; whole or not at all.
+    """Fill an entry and give it; it is there whole or not at all.
 
-    A digest may fail while the parts come: it is then in `failures`, which is read at the end, and leaves no row.
+    produce: given the digests that are left, yields parts as they come, in any order. Where a writer was stopped, the
+        next one goes on with what is left.
+
+    Raises StorageError where the disk is full or fails, ValueError where a row never came.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        places = {digest: row for row, digest in enumerate(sorted(digests))}
-        shape = (len(places), *row_shape)
-        rows = np.lib.format.open_memmap(aside / "all.npy", mode="w+", dtype=np.dtype(dtype), shape=shape)
-        awaited = set(places)
-        for names, content in parts:
-            rows[[places[name] for name in names]] = content
-            awaited.difference_update(names)
-        missing = awaited - set(failures)
-        if missing:
-            raise ValueError(f"{len(missing)} rows never came, {min(missing)} among them")
-        kept = [digest for digest in places if digest not in failures]
-        _keep_rows(aside, rows, [places[digest] for digest in kept])
-        index = {"schema": SCHEMA, "digests": kept, "failures": failures}
-        (aside / "index.json").write_text(json.dumps(index), encoding="utf-8")
-        if folder.exists():  # another run was faster, or the entry is damaged: ours is whole
-            shutil.rmtree(folder)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with told_as_storage_error(folder), _filling(folder, digests, row_shape, dtype) as filling:
+        for names, content, failed in produce(filling.left):
+            filling.take(names, content, failed)
+        if filling.left:
+            raise ValueError(f"{len(filling.left)} rows never came, {filling.left[0]} among them")
+        filling.publish(folder)
     entry = open_cached(folder)
     assert entry is not None
     return entry
+
+
+@contextmanager
+def _filling(folder: Path, digests: Sequence[str], row_shape: tuple[int, ...], dtype: str) -> Iterator["_Filling"]:
+    """Open the entry in the making, alone; where another run is at it, or locks do not exist, make one of our own."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder.parent, older_than_s=ABANDONED_S)
+    shared = folder.with_name(f".{folder.name}{UNFINISHED}")
+    shared.mkdir(exist_ok=True)
+    handle = os.open(shared, os.O_RDONLY)
+    try:
+        if _lock(handle, shared):
+            yield _Filling(shared, digests, row_shape, dtype)
+        else:
+            with tempfile.TemporaryDirectory(
+                dir=folder.parent, prefix=f".{folder.name}.", suffix=UNFINISHED, ignore_cleanup_errors=True
+            ) as own:
+                yield _Filling(Path(own), digests, row_shape, dtype)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> bool:
+    """Take the lock of a folder, which dies with this process; False where it is taken, or the folder was published."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(handle).st_ino == folder.stat().st_ino
+    except OSError:
+        return False
+
+
+class _Filling:
+    """An entry in the making. What is in `done.jsonl` has its rows on the disk."""
+
+    def __init__(self, folder: Path, digests: Sequence[str], row_shape: tuple[int, ...], dtype: str) -> None:
+        self._folder = folder
+        self._places = {digest: row for row, digest in enumerate(sorted(digests))}
+        self._rows = _open_rows(folder / "all.npy", (len(self._places), *row_shape), dtype)
+        self._log = folder / "done.jsonl"
+        self._failures: dict[str, str] = {}
+        self._left = dict.fromkeys(self._places)
+        self._unsaved: list[tuple[list[str], dict[str, str]]] = []
+        self._saved_at = time.monotonic()
+        for names, failed in _read_log(self._log):
+            self._settle(names, failed)
+
+    @property
+    def left(self) -> list[str]:
+        """The digests with neither row nor failure, sorted."""
+        return list(self._left)
+
+    def take(self, names: Sequence[str], content: np.ndarray, failed: Mapping[str, str]) -> None:
+        """Take in a part; every few seconds what came is made safe from a kill."""
+        self._rows[[self._places[name] for name in names]] = content
+        self._settle(names, failed)
+        self._unsaved.append((list(names), dict(failed)))
+        if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+            self._save()
+
+    def _settle(self, names: Iterable[str], failed: Mapping[str, str]) -> None:
+        self._failures.update(failed)
+        for name in (*names, *failed):
+            self._left.pop(name, None)
+
+    def _save(self) -> None:
+        self._rows.flush()  # before the log says that it is there
+        with self._log.open("a", encoding="utf-8") as log:
+            log.writelines(json.dumps(part) + "\n" for part in self._unsaved)
+            log.flush()
+            os.fsync(log.fileno())
+        self._unsaved.clear()
+        self._saved_at = time.monotonic()
+
+    def publish(self, folder: Path) -> None:
+        """Make the entry what others open, in place of a damaged one or of one that another run was faster with."""
+        kept = [digest for digest in self._places if digest not in self._failures]
+        _keep_rows(self._folder, self._rows, [self._places[digest] for digest in kept])
+        index = {"schema": SCHEMA, "digests": kept, "failures": self._failures}
+        (self._folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        self._log.unlink(missing_ok=True)
+        replace_folder(self._folder, folder)
+
+
+def _read_log(path: Path) -> list[tuple[list[str], dict[str, str]]]:
+    """Give the parts that a stopped writer had made safe; a last line cut short counts as none."""
+    parts = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            names, failed = json.loads(line)
+        except ValueError:
+            break
+        parts.append((names, failed))
+    return parts
+
+
+def _open_rows(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """Open the array that a stopped writer left, else make one."""
+    try:
+        rows = np.lib.format.open_memmap(path, mode="r+")
+        if rows.shape == shape and rows.dtype == np.dtype(dtype):
+            return rows
+    except (OSError, ValueError):
+        pass
+    path.with_name("done.jsonl").unlink(missing_ok=True)  # it speaks of another array
+    return _make_rows(path, shape, dtype)
+
+
+def _make_rows(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """Make a mapped array with all of its room on the disk: where it is short, a write to a map kills the process."""
+    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return rows
 
 
 def _keep_rows(folder: Path, rows: np.memmap, kept: list[int]) -> None:
@@ -100,8 +215,7 @@ def _keep_rows(folder: Path, rows: np.memmap, kept: list[int]) -> None:
     if len(kept) == len(rows):
         (folder / "all.npy").rename(folder / "rows.npy")
         return
-    shape = (len(kept), *rows.shape[1:])
-    compact = np.lib.format.open_memmap(folder / "rows.npy", mode="w+", dtype=rows.dtype, shape=shape)
+    compact = _make_rows(folder / "rows.npy", (len(kept), *rows.shape[1:]), rows.dtype.str)
     for new, old in enumerate(kept):
         compact[new] = rows[old]
     compact.flush()

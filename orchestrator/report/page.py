@@ -10,6 +10,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from mura_models.writing import whole_file, whole_folder
 from orchestrator.report import wording
 from orchestrator.report.curves import PART_COLOURS, draw_learning_curves, draw_winner_curves
 from orchestrator.report.data_figures import draw_data
@@ -24,7 +25,7 @@ from orchestrator.report.figures import (
     draw_differences,
     draw_roc,
 )
-from orchestrator.rundir import RunDir, read_json, whole_file, whole_folder
+from orchestrator.rundir import RunDir, read_json
 
 HERE = Path(__file__).parent
 METRICS = {

@@ -1,0 +1,208 @@
+"""Faults at seeded moments of a run, and what must hold after them, whatever they were."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+from ray_helpers import ROOT, User, read_journal, wait_until
+
+OPTIONS = ("--image-size", "64", "--trials", "6", "--epochs", "10", "--folds", "2")
+"""Of every run here: rungs at the epochs 4 and 8 of 10."""
+MODES = {
+    "one at a time": ("--max-concurrent", "1"),
+    "no early stopping": ("--no-early-stopping",),
+    "as it comes": (),
+}
+"""The first two promise the same winners and figures after any fault, the third only that nothing is lost."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When something happens in a run: in one of its parts, and where in it."""
+
+    part: str
+    """`before` the search, `search`, or `after` it."""
+    share: float
+    """In [0, 1): of the journal's lines in the search, of some seconds elsewhere."""
+
+    def has_come(self, run_dir: Path, since: dict[str, float], num_lines: int) -> bool:
+        """Say whether it has come; `since` remembers when the run's parts were first seen."""
+        now = time.monotonic()
+        lines = read_journal(run_dir)
+        if self.part == "search":
+            return len(lines) > self.share * num_lines
+        is_there = run_dir.exists() if self.part == "before" else (run_dir / "trials.parquet").exists()
+        if is_there:
+            since.setdefault(self.part, now)
+        length_s = 12.0 if self.part == "before" else 3.0
+        return is_there and now - since[self.part] >= self.share * length_s
+
+
+ENDS = {"driver": (signal.SIGKILL, -9), "ctrl-c": (signal.SIGINT, 130), "sigterm": (signal.SIGTERM, 143)}
+"""How a driver may end: the signal, and the exit code that is right for it."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is killed, and when."""
+
+    victim: str
+    moment: Moment
+
+
+def draw_faults(seed: int, num: int, victims: tuple[str, ...]) -> list[Fault]:
+    """Draw so many faults, in the order of a run: two in three in the search, the others before and after."""
+    rng = np.random.default_rng(seed)
+    faults = []
+    for _ in range(num):
+        victim = str(rng.choice(victims))
+        parts = ("search",) if victim in ("trial", "node") else ("before", "search", "search", "search", "after")
+        faults.append(Fault(victim, Moment(str(rng.choice(parts)), float(rng.random()))))
+    order = {"before": 0, "search": 1, "after": 2}
+    return sorted(faults, key=lambda fault: (order[fault.moment.part], fault.moment.share))
+
+
+@dataclass
+class Ordeal:
+    """A run that things happen to: the same command, started again as often as it takes."""
+
+    user: User
+    run_dir: Path
+    options: tuple[object, ...]
+    num_lines: int
+    """Lines of the journal of a run that nothing happens to."""
+    kill_node: Callable[[], None] = lambda: None
+    environment: dict[str, str] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)
+    """What was done, for whoever reads a failure."""
+
+    def suffer(self, faults: list[Fault]) -> None:
+        """Bring the faults about, each at its moment, and the run to its end; check after each that nothing is lost."""
+        left = list(faults)
+        while left:
+            left = self._start(left)
+        self.user.run_study("--run-dir", self.run_dir, *self.options, **self.environment)
+
+    def _start(self, faults: list[Fault]) -> list[Fault]:
+        """Start the command; give the faults that are left when its driver was killed or it ended."""
+        command = (sys.executable, ROOT / "run_study.py", "--all-bones", "--run-dir", self.run_dir, *self.options)
+        left, since = list(faults), dict[str, float]()
+        before = take_stock(self.run_dir)
+        with self.user.start(*command, **self.environment) as driver:
+            while left and driver.poll() is None:
+                if left[0].moment.has_come(self.run_dir, since, self.num_lines):
+                    fault = left.pop(0)
+                    self.told.append(f"{fault} with {len(read_journal(self.run_dir))} lines")
+                    if fault.victim in ENDS:
+                        self._end(driver, fault.victim)
+                    else:
+                        self._kill(fault.victim)
+                time.sleep(0.02)
+            if not left:
+                wait_until(lambda: driver.poll() is not None, "the run to end", timeout_s=600)
+            assert driver.returncode in (0, *(code for _, code in ENDS.values())), self.user.log.read_text()
+        assert_nothing_changed(before, self.run_dir)
+        return left if driver.returncode else []
+
+    def _end(self, driver: "subprocess.Popen[str]", how: str) -> None:
+        """End the driver, unless it has just ended by itself; nothing of it may stay."""
+        number, code = ENDS[how]
+        driver.send_signal(number)
+        driver.wait(60)
+        wait_until(lambda: not self.user.processes(), "Ray to follow its driver")
+        assert driver.returncode in (0, code), self.user.log.read_text()
+        log = self.user.log.read_text()
+        assert "Traceback" not in log
+        assert driver.returncode <= 0 or log.splitlines()[-1] == "stopped: the same command continues from here"
+
+    def _kill(self, victim: str) -> None:
+        if victim == "node":
+            self.kill_node()
+        elif victim == "trial":
+            kill(read_journal(self.run_dir)[-1]["worker"]["pid"])
+        else:
+            for worker in find_workers(self.user)[len(self.told) % 3 :][:1]:  # an older or a younger one
+                self.told[-1] += f": {worker.cmdline()[0]}"
+                kill(worker.pid)
+
+
+def find_workers(user: User) -> list[psutil.Process]:
+    """Find Ray's worker processes: tasks, trials, the keeper of checkpoints and those that wait for work."""
+    found = []
+    for process in user.processes():
+        with suppress(psutil.Error):
+            if process.cmdline()[0].startswith("ray::"):
+                found.append(process)
+    return sorted(found, key=lambda process: process.pid)
+
+
+def kill(pid: int) -> None:
+    """Kill a process that may be gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What a run directory has."""
+
+    journals: dict[str, bytes]
+    ended: frozenset[str]
+    checkpoints: dict[str, int]
+    """Of trials that have ended: file name -> time of its last change."""
+
+
+def take_stock(run_dir: Path) -> Stock:
+    """Take down what may not change any more."""
+    names = ("journal.jsonl", "audit.jsonl", "refit.jsonl")
+    journals = {name: (run_dir / name).read_bytes() for name in names if (run_dir / name).exists()}
+    whole = {name: content[: content.rfind(b"\n") + 1] for name, content in journals.items()}
+    ended = frozenset(line["trial"] for line in read_journal(run_dir) if line["state"] != "RUNNING")
+    files = {name_checkpoint(trial): run_dir / "checkpoints" / name_checkpoint(trial) for trial in ended}
+    kept = {name: path.stat().st_mtime_ns for name, path in files.items() if path.exists()}
+    return Stock(journals=whole, ended=ended, checkpoints=kept)
+
+
+def name_checkpoint(trial: str) -> str:
+    """Name the file of a trial's checkpoint."""
+    return f"{trial.replace('/', '%2F').replace(':', '%3A')}.safetensors"
+
+
+def assert_nothing_changed(before: Stock, run_dir: Path) -> None:
+    """Check that old lines are as they were and that no trial that had ended was run again."""
+    now = take_stock(run_dir)
+    for name, content in before.journals.items():
+        assert now.journals[name].startswith(content), name
+    assert before.ended <= now.ended
+    changed = {name for name, time_ns in now.checkpoints.items() if before.checkpoints.get(name, time_ns) != time_ns}
+    assert not changed
+
+
+def assert_whole(run_dir: Path) -> None:
+    """Check that a finished run has every epoch of every trial exactly once, in journal and table alike."""
+    lines = read_journal(run_dir)
+    assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
+    epochs: dict[str, list[int]] = {}
+    ends: dict[str, str] = {}
+    for line in lines:
+        assert line["trial"] not in ends, "an epoch after the last"
+        epochs.setdefault(line["trial"], []).append(line["epoch"])
+        if line["state"] != "RUNNING":
+            ends[line["trial"]] = line["state"]
+    plan = pd.read_csv(run_dir / "plan.csv")
+    assert set(epochs) == set(ends) == set(plan["trial"])
+    assert set(ends.values()) <= {"COMPLETE", "PRUNED"}
+    assert all(of_trial == list(range(1, len(of_trial) + 1)) for of_trial in epochs.values())
+    table = pd.read_parquet(run_dir / "trials.parquet")
+    written = sorted((line["trial"], line["epoch"], line["metrics"]["dev_loss"]) for line in lines)
+    assert sorted(zip(table["trial"], table["epoch"], table["dev_loss"], strict=True)) == written
+    assert not list(run_dir.rglob("*.part"))
