@@ -121,9 +121,11 @@ def _read_states(rundir: RunDir) -> dict[str, str]:
     states = {}
     for path in (rundir.journal, rundir.audit_journal, rundir.refit_journal):
         content = path.read_bytes() if path.exists() else b""
-        for line in map(json.loads, content[: content.rfind(b"\n") + 1].splitlines()):
-            if line["state"] != "RUNNING":
-                states[line["trial"]] = line["state"]
+        for text in content[: content.rfind(b"\n") + 1].splitlines():
+            with suppress(ValueError):  # a damaged line, which the journal's own reader tells of
+                line = json.loads(text)
+                if line["state"] != "RUNNING":
+                    states[line["trial"]] = line["state"]
     return states
 
 
