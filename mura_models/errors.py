@@ -11,9 +11,22 @@ MuraError
     └── StorageError     a disk that is full or fails: the same command continues once it is mended
 """
 
+MAX_CHARACTERS = 1000
+"""Of a message: what a file calls itself may be as long as the file (chosen by us)."""
+
+
+def to_one_line(text: str) -> str:
+    """Write out what would break the line or move the cursor, and shorten what nobody reads to its end."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    half = MAX_CHARACTERS // 2
+    return line if len(line) <= MAX_CHARACTERS else f"{line[:half]} ... {line[-half:]}"
+
 
 class MuraError(Exception):
-    """Root of everything raised on purpose here."""
+    """Root of everything raised on purpose here; its text is one line, whatever the names in it hold."""
+
+    def __str__(self) -> str:
+        return to_one_line(super().__str__())
 
 
 class UserError(MuraError):

@@ -7,13 +7,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mura_models.errors import RunError, UserError
+from mura_models.errors import RunError, UserError, to_one_line
 from mura_models.finetune_settings import FinetuneSettings, describe_fields
 from mura_models.writing import is_storage_trouble
 from orchestrator.interrupts import Interrupted, interruptible
+from orchestrator.options import check_contradictions, parse_path
 
 if TYPE_CHECKING:
     from orchestrator.config import Placement, RunConfig
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what was wrong and leave."""
-        self.exit(EXIT_USAGE, f"error: {message} (--help lists the options)\n")
+        self.exit(EXIT_USAGE, f"error: {to_one_line(message)} (--help lists the options)\n")
 
 
 def run_command(argv: Sequence[str] | None = None) -> int:
@@ -89,12 +89,12 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, needs_bones: bool = Tr
     what = parser.add_argument_group("what is trained (decides the figures)")
     what.add_argument(
         "--data",
-        type=Path,
+        type=parse_path,
         metavar="PATH",
         help="MURA-v1.1 folder or manifest CSV; default: $MURA_DATA, ./MURA-v1.1, phantom",
     )
     what.add_argument(
-        "--corrections", type=Path, metavar="FILE", help="CSV of label errors: path or study, label, source"
+        "--corrections", type=parse_path, metavar="FILE", help="CSV of label errors: path or study, label, source"
     )
     what.add_argument("--preset", default="quick", metavar="NAME", help="quick (default), paper or full")
     what.add_argument(
@@ -149,7 +149,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, needs_bones: bool = Tr
 
     where = parser.add_argument_group("where it lies and what it runs on (decides no figure)")
     where.add_argument(
-        "--run-dir", type=Path, metavar="PATH", help="default: runs/<data>-<config>; the same command continues"
+        "--run-dir", type=parse_path, metavar="PATH", help="default: runs/<data>-<config>; the same command continues"
     )
     where.add_argument("--fresh", action="store_true", help="start anew beside an existing run")
     where.add_argument(
@@ -199,14 +199,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def make_config(arguments: argparse.Namespace) -> "RunConfig":
     """Lay the options over the preset. Raises ConfigError."""
+    from mura_models.backbones import check_backbone
     from orchestrator.presets import make_preset
 
     config = make_preset(arguments.preset)
     preprocessing = replace(config.preprocessing, **_given(arguments, "image_size_px", "resize"))
-    backbone = config.backbone
-    if arguments.backbone or arguments.weights:
-        named = {"name": arguments.backbone, "weights": arguments.weights}
-        backbone = replace(backbone, **{key: value for key, value in named.items() if value})
+    named = {"name": arguments.backbone, "weights": arguments.weights}
+    backbone = replace(config.backbone, **{key: value for key, value in named.items() if value is not None})
     changes = _given(arguments, *CONFIG_OPTIONS)
     if "num_epochs" in changes:
         changes.setdefault("finetune_epochs", changes["num_epochs"])
@@ -217,7 +216,10 @@ def make_config(arguments: argparse.Namespace) -> "RunConfig":
         changes["early_stopping"] = False
     tune = _given(arguments, *(setting.name for setting in describe_fields(FinetuneSettings)))
     finetune = replace(config.finetune, **tune)
-    return replace(config, preprocessing=preprocessing, backbone=backbone, finetune=finetune, **changes)
+    config = replace(config, preprocessing=preprocessing, backbone=backbone, finetune=finetune, **changes)
+    check_contradictions(arguments, config.recipes, trains_networks=config.trains_networks)
+    check_backbone(config.backbone, config.preprocessing.image_size_px)
+    return config
 
 
 CONFIG_OPTIONS = (
@@ -262,9 +264,11 @@ def doctor(arguments: argparse.Namespace) -> None:
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a prediction."""
-    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="the folder bundle/ of a run")
-    parser.add_argument("--data", type=Path, required=True, metavar="PATH", help="CSV with a column path, or a folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".csv, .parquet or .json")
+    parser.add_argument("--bundle", type=parse_path, required=True, metavar="DIR", help="the folder bundle/ of a run")
+    parser.add_argument(
+        "--data", type=parse_path, required=True, metavar="PATH", help="CSV with a column path, or a folder"
+    )
+    parser.add_argument("--out", type=parse_path, required=True, metavar="FILE", help=".csv, .parquet or .json")
     parser.add_argument("--split", metavar="NAME", help="only the rows of this split")
 
 
@@ -277,25 +281,24 @@ def predict(arguments: argparse.Namespace) -> None:
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a report."""
-    parser.add_argument("--run-dir", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--run-dir", type=parse_path, required=True, metavar="PATH")
 
 
 def report(arguments: argparse.Namespace) -> None:
     """Write a run's page anew."""
-    from mura_models.errors import ConfigError
+    from orchestrator.provenance import check_finished
     from orchestrator.report import render_report
     from orchestrator.rundir import RunDir
 
     rundir = RunDir(arguments.run_dir)
-    if not rundir.report_json.exists():
-        raise ConfigError(f"run-dir={rundir.root}: has no report.json; finish the run first")
+    check_finished(rundir)
     render_report(rundir)
     print(rundir.report_html)
 
 
 def add_phantom_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a phantom."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="MURA-v1.1/ and masks/ go in here")
+    parser.add_argument("--out", type=parse_path, required=True, metavar="DIR", help="MURA-v1.1/ and masks/ go in here")
     parser.add_argument("--scale", type=float, default=0.05, metavar="F", help="1.0 = MURA's 40,005 images (0.05)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
 

@@ -11,8 +11,9 @@ import ray
 from ray.exceptions import AuthenticationError, OutOfDiskError
 
 from mura_models.errors import ConfigError, StorageError
-from orchestrator.config import Placement
+from orchestrator.config import Placement, check_address
 from orchestrator.interrupts import handlers_kept, uninterrupted
+from orchestrator.local_ray import listed_without_folders, start_ray_here
 
 JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the process that `ray job submit` starts."""
@@ -38,7 +39,7 @@ def is_inside_job() -> bool:
 
 @contextmanager
 def connected(placement: Placement) -> Iterator[None]:
-    """Join the cluster at `--address` (or $RAY_ADDRESS), else start Ray here with its dashboard on 127.0.0.1.
+    """Join the cluster at `--address` (or $RAY_ADDRESS), else start Ray here, on 127.0.0.1 alone.
 
     Raises ConfigError where no cluster answers at the address, or one that takes neither this token nor these versions.
     """
@@ -58,26 +59,19 @@ def connected(placement: Placement) -> Iterator[None]:
 
 def _start_or_join(address: str | None) -> None:
     try:
-        with handlers_kept():
+        with handlers_kept(), listed_without_folders():
             if address:
                 knock(address)
                 ray.init(address=address, log_to_driver=False, logging_level="WARNING")
-                return
-            # "local": a Ray that somebody else left running on this machine is not joined unasked.
-            ray.init(
-                "local",
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                logging_level="WARNING",
-            )
+            else:  # a Ray that somebody else left running on this machine is not joined unasked
+                start_ray_here(log_to_driver=False, logging_level="WARNING")
     except (OSError, ValueError) as error:
         what = f"address={address}: no Ray cluster answers there" if address else "Ray cannot be started here"
         raise ConfigError(f"{what} ({_first_line(error)})") from error
     except AuthenticationError as error:
         raise ConfigError(f"token: {error.message.splitlines()[0]}") from error
     except RuntimeError as error:
-        if not str(error).startswith("Version mismatch"):
+        if not str(error).startswith("Version mismatch"):  # Ray compares versions after it has joined
             raise
         told = " ".join(str(error).split())
         raise ConfigError(f"address={address}: {told}; install the same Ray and Python here and there") from error
@@ -89,9 +83,13 @@ def find_address(placement: Placement) -> str | None:
 
 
 def knock(address: str) -> None:
-    """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait there for minutes."""
+    """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait there for minutes.
+
+    Raises ConfigError for what is no address.
+    """
+    check_address(address)
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
+    if host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 

@@ -90,7 +90,9 @@ class RunConfig:
         if not 0 <= self.grace_fraction <= 1:
             raise ConfigError(f"grace_fraction={self.grace_fraction}: must lie in [0, 1]")
         if self.ensemble and self.refit_seeds < 2:
-            raise ConfigError(f"refit_seeds={self.refit_seeds}: an ensemble needs at least 2")
+            raise ConfigError(
+                f"refit_seeds={self.refit_seeds}: an ensemble needs at least 2; give more, or --no-ensemble"
+            )
         if self.finetune.frozen_epochs >= self.finetune_epochs:
             raise ConfigError(
                 f"frozen_epochs={self.finetune.frozen_epochs}: must be below finetune_epochs={self.finetune_epochs}"
@@ -157,6 +159,10 @@ _RANGES = (
 )
 
 
+SMALLEST_SHARE = 0.01
+"""Of a CPU or a GPU that a trial may ask for: Ray rounds at 0.0001, and nobody runs hundreds on one (chosen by us)."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
     """Where a run lies and what it runs on: never part of its identity."""
@@ -174,12 +180,26 @@ class Placement:
     def __post_init__(self) -> None:
         if self.max_concurrent is not None:
             _check_range("max_concurrent", self.max_concurrent, 1, 100_000)
-        if self.gpus_per_trial is not None and not 0 <= self.gpus_per_trial <= 64:
-            raise ConfigError(f"gpus_per_trial={self.gpus_per_trial}: must lie in [0, 64]")
+        if self.gpus_per_trial is not None and not (
+            self.gpus_per_trial == 0 or SMALLEST_SHARE <= self.gpus_per_trial <= 64
+        ):
+            raise ConfigError(f"gpus_per_trial={self.gpus_per_trial}: must be 0 or lie in [{SMALLEST_SHARE}, 64]")
         if self.gpus_per_trial is not None and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
             raise ConfigError(f"gpus_per_trial={self.gpus_per_trial}: above 1 it must be a whole number")
-        if self.cpus_per_trial is not None and not 0 < self.cpus_per_trial <= 1024:
-            raise ConfigError(f"cpus_per_trial={self.cpus_per_trial}: must lie in (0, 1024]")
+        if self.cpus_per_trial is not None and not SMALLEST_SHARE <= self.cpus_per_trial <= 1024:
+            raise ConfigError(f"cpus_per_trial={self.cpus_per_trial}: must lie in [{SMALLEST_SHARE}, 1024]")
+        if self.address is not None:
+            check_address(self.address)
+        if self.fresh and self.run_dir is not None and self.run_dir.name in ("", ".."):
+            raise ConfigError(f"run-dir={self.run_dir}: nothing can be named beside it; with --fresh, name a folder")
+
+
+def check_address(address: str) -> None:
+    """Raise ConfigError for what can be no Ray cluster's address."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    is_place = bool(host) and port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536
+    if address not in ("auto", "local") and not is_place:
+        raise ConfigError(f"address={address}: must be HOST:PORT, ray://HOST:PORT, auto or local")
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mura_models.data.manifest import DataSet, read_dataset
 from mura_models.data.phantom import write_phantom
+from mura_models.errors import DataError
 from orchestrator.monitor import Monitor
 
 PHANTOM_SCALE = 0.05
@@ -41,6 +42,8 @@ def find_mura() -> Path | None:
     """Look where MURA is expected: $MURA_DATA, then the working directory."""
     named = os.environ.get("MURA_DATA")
     if named:
+        if not os.path.exists(named):  # noqa: PTH110, a Path raises for a name that is too long
+            raise DataError(f"MURA_DATA={named}: no such file or folder; correct the variable, or give --data")
         return Path(named)
     here = Path("MURA-v1.1")
     return here if here.is_dir() else None

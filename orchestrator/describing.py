@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mura_models.data.manifest import DataSet, study_codes
+from mura_models.data.scan import count_reasons
 from orchestrator.ingest import Ingested
 from orchestrator.rundir import Journal, RunDir, read_json, write_json
 from orchestrator.stages import Trained
@@ -42,7 +43,7 @@ def describe_data(dataset: DataSet, manifest: pd.DataFrame, quarantine: pd.DataF
         "corrections": asdict(dataset.corrections) if dataset.corrections else None,
         "quarantined": {
             "total": len(quarantine),
-            "by_reason": {reason: int(n) for reason, n in quarantine["reason"].value_counts().items()},
+            "by_reason": count_reasons(quarantine),
         },
     }
 

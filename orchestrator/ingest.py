@@ -46,8 +46,8 @@ def ingest(
     config: RunConfig, manifest: pd.DataFrame, *, cache: Path, has_gpus: bool, on_progress: OnProgress
 ) -> Ingested:
     """Decode and embed what the cache does not hold yet; on GPUs where trials run on GPUs."""
+    backbone = load_backbone(config.backbone)  # what is wrong with it is said before hours of decoding
     films, num_decoded = decode_films(manifest, config.preprocessing, cache=cache, on_progress=on_progress)
-    backbone = load_backbone(config.backbone)
     choice = (choose_gpu_runtime(backbone.name) if has_gpus else None) or choose_runtime(backbone.name, "cpu")
     embeddings, choice, num_embedded = embed_films(
         films,

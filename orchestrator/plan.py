@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 
+from mura_models.data.folds import assign_folds
 from mura_models.errors import ConfigError, DataError
 from mura_models.finetune_settings import FinetuneSettings
 from mura_models.heads import ProbeRecipe
@@ -139,13 +140,15 @@ class Budget:
 def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
     """Lay out every trial over the train rows of `manifest`; the same for the same config and data.
 
-    Raises ConfigError for a bone that the data does not have, DataError where no baseline can be trained.
+    Raises ConfigError for a bone that the data does not have, DataError where no baseline can be trained or no folds
+    can be cut.
     """
     train = manifest[manifest["split"] == "train"]
     counts = train.groupby(["bone", "label"]).size().unstack(fill_value=0).reindex(columns=[0, 1], fill_value=0)
     if (counts.sum() < config.num_folds).any():
         normal, abnormal = counts.sum()
         raise DataError(f"train has {normal} normal and {abnormal} abnormal images: each needs at least one a fold")
+    assign_folds(manifest, num_folds=config.num_folds, seed=config.seed)  # what cannot be cut is said now
     trainable, untrainable = _split_bones(config, counts, train)
     searches = [(name_specialist(bone), recipe) for bone in trainable for recipe in config.specialist_recipes]
     searches += [(BASELINE, recipe) for recipe in config.system_recipes]

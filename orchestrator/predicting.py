@@ -13,7 +13,7 @@ from mura_models.bundle import Bundle, read_bundle
 from mura_models.data.images import decode_image
 from mura_models.data.manifest import read_predict_input, study_codes
 from mura_models.embeddings import embed_outcomes
-from mura_models.errors import ConfigError, DataError, ImageError
+from mura_models.errors import ConfigError, DataError, ImageError, to_one_line
 from mura_models.preprocessing import OUTCOMES, resize_image
 from mura_models.runtimes import Embedder, RuntimeChoice, choose_runtime, prepare_model
 from mura_models.writing import whole_file
@@ -28,8 +28,7 @@ def predict_files(bundle_dir: Path, data: Path, out: Path, *, split: str | None 
 
     Raises BundleError, DataError or ConfigError; films that cannot be used are named on the terminal.
     """
-    if out.suffix not in WRITERS:
-        raise ConfigError(f"out={out}: must end in {', '.join(WRITERS)}")
+    check_out(out)
     bundle = read_bundle(bundle_dir)
     dataset = read_predict_input(data)
     manifest = dataset.manifest
@@ -42,12 +41,26 @@ def predict_files(bundle_dir: Path, data: Path, out: Path, *, split: str | None 
         used = manifest[~manifest["path"].isin(failures)].reset_index(drop=True)
         answers = bundle.assembly.predict(Embedding(bundle, films_NHW), study_codes(used)) if len(used) else None
     for path, reason in [*dataset.quarantine.itertuples(index=False), *failures.items()]:
-        print(f"left out: {path}: {reason}")
+        print(to_one_line(f"left out: {path}: {reason}"))
     if answers is None:
         raise DataError(f"{data}: no film can be used")
     known = used[[column for column in KNOWN_COLUMNS if column in used]]
     write_predictions(pd.concat([known, answers], axis=1), out)
     print(f"{len(used)} films: {out}")
+
+
+def check_out(out: Path) -> None:
+    """Raise ConfigError for what cannot be written, before hours are spent on what is to be written there."""
+    if out.suffix not in WRITERS:
+        raise ConfigError(f"out={out}: must end in {', '.join(WRITERS)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise ConfigError(f"out={out}: is a folder; name a file")
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"out={out}: cannot be written ({error.strerror}); name another file") from None
 
 
 def decode_files(bundle: Bundle, manifest: pd.DataFrame, scratch: Path) -> tuple[np.ndarray, dict[str, str]]:
@@ -61,7 +74,9 @@ def decode_files(bundle: Bundle, manifest: pd.DataFrame, scratch: Path) -> tuple
             return resize_image(decode_image(Path(file).read_bytes(), Path(file).suffix.lower()), bundle.preprocessing)
         except ImageError as error:
             failures[path] = str(error)
-            return None
+        except OSError as error:  # it was there when the files were listed
+            failures[path] = f"file cannot be read: {error.strerror}"
+        return None
 
     num_used = 0
     with ThreadPoolExecutor() as pool:

@@ -7,6 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
+
 from mura_models.data.manifest import DataSet
 from mura_models.errors import ConfigError
 from orchestrator.config import RunConfig
@@ -43,6 +46,22 @@ def open_run(rundir: RunDir, config: RunConfig, dataset: DataSet) -> None:
     data = {"name": dataset.name, "kind": dataset.kind, "is_phantom": dataset.is_phantom, "notes": list(dataset.notes)}
     origin = {"schema": SCHEMA, "versions": list_versions(), "git_commit": find_commit(), "data": data}
     write_json(rundir.run_json, identity | origin)
+
+
+def check_finished(rundir: RunDir) -> None:
+    """Raise ConfigError unless the directory holds all that a report is written from, each file whole."""
+    tables = (rundir.trials, rundir.predictions)
+    objects = (rundir.report_json, rundir.served, rundir.exploration)
+    missing = [path.name for path in (*objects, *tables) if not path.is_file()]
+    if missing:
+        raise ConfigError(f"run-dir={rundir.root}: has no {missing[0]}; finish the run first")
+    for path in objects:
+        read_json(path)
+    for path in tables:
+        try:
+            pyarrow.parquet.read_metadata(path)
+        except pyarrow.ArrowException as error:
+            raise ConfigError(f"{path}: damaged ({error}); finish the run again, with --fresh") from error
 
 
 def find_differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from mura_models.errors import ConfigError, RunError
+from mura_models.errors import ConfigError
 from mura_models.writing import whole_file, write_patiently
 
 MAX_NAME_CHARACTERS = 150
@@ -163,11 +163,13 @@ class RunDir:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote. Raises RunError where it is damaged."""
+    """Read what `write_json` wrote. Raises ConfigError where it is damaged or somebody else's."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path}: damaged ({error}); remove it, or start anew with --fresh") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: damaged ({error}); give another --run-dir, or --fresh") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not written by this program; give another --run-dir, or --fresh")
     return content
 
 
@@ -228,8 +230,8 @@ class Journal:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise RunError(
-                    f"{self.path}: line {number} is damaged ({error}); bring back a copy, or start anew with --fresh"
+                raise ConfigError(
+                    f"{self.path}: line {number} is damaged ({error}); give another --run-dir, or --fresh"
                 ) from error
 
     def has(self, trial: str, epoch: int) -> bool:

@@ -144,6 +144,17 @@ def make_user(home: Path) -> User:
     return User(home=home, mark=uuid.uuid4().hex, ray_folder=ray_folder)
 
 
+def list_listeners(user: User) -> set[tuple[str, str]]:
+    """Give the name of each process of this user that listens, and the address on which it does."""
+    found = set()
+    for process in user.processes():
+        with _may_be_gone():
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add((process.name(), connection.laddr.ip))
+    return found
+
+
 @contextmanager
 def _may_be_gone() -> Iterator[None]:
     with suppress(psutil.Error):

@@ -60,6 +60,7 @@ def test_every_node_starts_with_the_token_and_holds_it(cluster: dict[str, Any]) 
     for command in commands:
         assert command.count("RAY_AUTH_MODE=token ray ") == command.count("ray st") == 1, command
     assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "chmod 600 ~/.ray/auth_token" in cluster["setup_commands"]
     assert any("RAY_AUTH_MODE=token" in command and ".bashrc" in command for command in cluster["setup_commands"])
 
 
@@ -67,6 +68,10 @@ def test_the_dashboard_listens_on_the_head_alone_and_every_node_exports_metrics(
     starts = [cluster["head_start_ray_commands"][-1], cluster["worker_start_ray_commands"][-1]]
     assert "--dashboard-host=127.0.0.1" in starts[0]
     assert all("--metrics-export-port=" in start for start in starts)
+
+
+def test_the_head_reports_nothing_to_rays_maker(cluster: dict[str, Any]) -> None:
+    assert "RAY_USAGE_STATS_ENABLED=0 " in cluster["head_start_ray_commands"][-1]
 
 
 def test_tasks_do_not_inherit_the_single_thread_of_ray_up(cluster: dict[str, Any]) -> None:

@@ -8,8 +8,7 @@ from mura_models.backbones import BackboneSpec
 from mura_models.errors import ConfigError
 from mura_models.finetune_settings import FinetuneSettings
 from mura_models.preprocessing import Preprocessing
-from orchestrator.cli import run_command
-from orchestrator.config import Placement, RunConfig
+from orchestrator.config import RunConfig
 from orchestrator.presets import full, make_preset, paper, quick
 
 OTHER_RUNS = [
@@ -116,22 +115,6 @@ def test_a_training_of_the_network_that_cannot_be_is_refused_by_its_value(wrong,
         FinetuneSettings(**wrong)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"max_concurrent": 0},
-        {"gpus_per_trial": -1.0},
-        {"gpus_per_trial": 1.5},
-        {"gpus_per_trial": float("nan")},
-        {"cpus_per_trial": 0.0},
-    ],
-)
-def test_a_placement_that_cannot_be_is_refused_by_its_value(wrong):
-    (name, value), *_ = wrong.items()
-    with pytest.raises(ConfigError, match=f"{name}={value}"):
-        Placement(**wrong)
-
-
 def test_settings_cannot_be_changed_once_made():
     with pytest.raises(FrozenInstanceError):
         RunConfig().seed = 1
@@ -161,26 +144,3 @@ def test_settings_become_plain_json_with_every_choice():
     assert plain["bones"] == ["wrist"]
     assert plain["preprocessing"] == {"image_size_px": 256, "resize": "stretch"}
     assert plain["backbone"]["name"] == "efficientnet_lite0"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--trials", "0"], "error: trials=0: must lie in [1, 1000]"),
-        (["--image-size", "5"], "error: image size 5 px: must lie in [16, 1024]"),
-        (["--preset", "fast"], "error: preset=fast: must be one of quick, paper, full"),
-        (["--max-concurrent", "0"], "error: max_concurrent=0"),
-        (["--data", "no such folder"], "error: no such folder: no such file or folder"),
-    ],
-)
-def test_a_mistake_on_the_command_line_is_one_line_and_code_2(arguments, told, capsys):
-    assert run_command(["--all-bones", *arguments]) == 2
-    assert capsys.readouterr().err.startswith(told)
-
-
-@pytest.mark.parametrize("arguments", [[], ["--all-bones", "--bones", "wrist"]])
-def test_either_all_bones_or_some_must_be_asked_for(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        run_command(arguments)
-    assert caught.value.code == 2
-    assert "--all-bones" in capsys.readouterr().err

@@ -34,7 +34,7 @@ NETWORKS = replace(QUICK, recipes=("finetune",), finetune_trials=2, finetune_epo
 
 
 def forecast(config: RunConfig, present: Present | None = None) -> DiskForecast:
-    manifest = make_manifest()
+    manifest = make_manifest().assign(fold=-1)
     return forecast_disk(config, manifest, make_plan(config, manifest), LITE0, present or Present())
 
 

@@ -47,10 +47,10 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> User:
 
 @pytest.fixture(scope="module")
 def disk(user: User) -> Iterator[Path]:
-    """A file system of 48 MB; the cache and Ray's folder lie elsewhere."""
+    """A file system of 160 MB; the cache and Ray's folder lie elsewhere."""
     disk = user.home / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "none", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "none", disk], check=True)
     try:
         yield disk
     finally:

@@ -1,7 +1,6 @@
 import io
 import struct
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from mura_models.data.images import MAX_PIXELS, READERS, decode_image, inspect_image
+from mura_models.data.images import READERS, decode_image, inspect_image
 from mura_models.errors import ImageError
 
 rng = np.random.default_rng(0)
@@ -91,18 +90,6 @@ def test_a_transparent_value_of_sixteen_bits_is_black():
     assert decode_image(data, ".png")[0, 1] == 0
 
 
-def test_one_bit_is_black_and_white():
-    bits_HW = GREY_HW > 127
-    assert np.array_equal(decode_image(encode(Image.fromarray(bits_HW)), ".png"), bits_HW * np.uint8(255))
-
-
-def test_cmyk_is_ink():
-    inks = rng.integers(0, 256, (24, 32, 4), dtype=np.uint8)
-    light = (255 - inks[..., :3].astype(np.float64)) * (255 - inks[..., 3:]) / 255
-    data = encode(Image.frombytes("CMYK", (32, 24), inks.tobytes()), "TIFF")
-    assert np.abs(decode_image(data, ".tif") - weigh(light)).max() < 1.6
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied(orientation, image_format):
@@ -114,73 +101,6 @@ def test_exif_orientation_is_applied(orientation, image_format):
     grey_HW = decode_image(data, ".png")
     assert np.array_equal(grey_HW, np.asarray(upright))
     assert inspect_image(data, ".png")[:2] == upright.size
-
-
-def test_damaged_exif_does_not_cost_the_image():
-    data = encode(Image.fromarray(GREY_HW), exif=b"Exif\0\0MM\0\x2aabsurd")
-    assert np.array_equal(decode_image(data, ".png"), GREY_HW)
-
-
-def test_an_animation_gives_its_first_frame():
-    frames = [Image.fromarray(GREY_HW), Image.fromarray(255 - GREY_HW)]
-    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert np.array_equal(decode_image(data, ".gif"), GREY_HW)
-
-
-def test_content_counts_more_than_the_suffix():
-    data = encode(Image.fromarray(GREY_HW), "BMP")
-    assert np.array_equal(decode_image(data, ".PNG"), GREY_HW)
-
-
-def make_png_header(width, height):
-    """A PNG that claims a size and holds next to nothing."""
-
-    def make_chunk(name, body):
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    pixels = make_chunk(b"IDAT", zlib.compress(b"\0"))
-    return b"\x89PNG\r\n\x1a\n" + make_chunk(b"IHDR", header) + pixels + make_chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize(
-    ("data", "suffix", "reason"),
-    [
-        (b"", ".png", "zero bytes"),
-        (b"these are not pixels", ".png", "not an image"),
-        (b"RIFF\0\0\0\0WAVEfmt ", ".webp", "not an image"),
-        (encode(Image.fromarray(GREY_HW)), ".xyz", "unsupported suffix '.xyz'"),
-        (make_png_header(20000, 20000), ".png", f"too large: 20000 x 20000 px (at most {MAX_PIXELS} pixels)"),
-        (make_png_header(10000, 9000), ".png", f"too large: 10000 x 9000 px (at most {MAX_PIXELS} pixels)"),
-        (encode(Image.new("L", (1, 1))), ".png", "too small: 1 x 1 px"),
-        (encode(Image.new("L", (15, 400))), ".png", "too small: 15 x 400 px"),
-    ],
-)
-def test_what_the_header_shows_is_refused_with_its_reason(data, suffix, reason):
-    for read in (inspect_image, decode_image):
-        with pytest.raises(ImageError) as caught:
-            read(data, suffix)
-        assert str(caught.value) == reason
-
-
-@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "BMP", "GIF"])
-def test_half_a_file_is_truncated(image_format):
-    data = encode(Image.fromarray(GREY_HW), image_format)
-    with pytest.raises(ImageError, match=r"^truncated$"):
-        decode_image(data[: len(data) * 2 // 3], ".png")
-
-
-def test_damaged_pixels_are_told_from_missing_ones():
-    data = bytearray(encode(Image.fromarray(GREY_HW)))
-    start = data.index(b"IDAT") + 4
-    data[start : start + 40] = bytes(40)
-    with pytest.raises(ImageError, match=r"^damaged$"):
-        decode_image(bytes(data), ".png")
-
-
-def test_floating_point_is_refused():
-    with pytest.raises(ImageError, match="floating point"):
-        decode_image(encode(Image.fromarray(GREY_HW.astype(np.float32)), "TIFF"), ".tif")
 
 
 SOURCES = [

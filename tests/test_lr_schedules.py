@@ -210,6 +210,14 @@ def test_the_warm_up_is_over_at_the_first_update_at_the_base_rate(schedule, num_
     assert schedule.warmup_updates(num_updates) == list_rates(schedule, num_updates, base_lr=1.0).index(1.0)
 
 
+@given(schedule=draw_schedules(), num_updates=st.integers(1, 300))
+def test_the_rate_rises_to_the_end_of_the_warm_up_and_never_again(schedule, num_updates):
+    rates = np.array(list_rates(schedule, num_updates, base_lr=1.0))
+    top = schedule.warmup_updates(num_updates)
+    assert (np.diff(rates[: top + 1]) >= 0).all()
+    assert (np.diff(rates[top:]) <= 0).all()
+
+
 @pytest.mark.parametrize(
     ("schedule", "num_updates", "warmup_updates"),
     [
@@ -264,6 +272,8 @@ def test_the_same_generator_draws_the_same_schedules():
         ({"boundary_updates": 5}, "boundary_updates=5: constant has no boundary; step, one_cycle, warmup_cosine have"),
         ({"name": "cosine", "boundary_updates": 5}, "boundary_updates=5: cosine has no boundary"),
         ({"name": "exponential", "boundary_updates": 5}, "boundary_updates=5: exponential has no boundary"),
+        ({"boundary": math.nan}, "boundary=nan: must lie between 0 and 1"),
+        ({"final_factor": math.nan}, "final_factor=nan: must be above 0"),
         ({"final_factor": 0.0}, "final_factor=0.0: must be above 0"),
         ({"final_factor": 1.5}, "final_factor=1.5: must be above 0 and at most 1"),
     ],

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -34,7 +35,8 @@ def write_tree(root, studies=STUDIES):
         (root / study).mkdir(parents=True)
         tables[f"{split}_labeled_studies"] += f"MURA-v1.1/{study}/,{int(study.endswith('positive'))}\n"
         for number in range(1, num_images + 1):
-            (root / study / f"image{number}.png").write_bytes(PNG)
+            film = PNG + f"{study} {number}".encode()  # what stands behind a picture makes it another file
+            (root / study / f"image{number}.png").write_bytes(film)
             tables[f"{split}_image_paths"] += f"MURA-v1.1/{study}/image{number}.png\n"
     for name, text in tables.items():
         (root / f"{name}.csv").write_text(text)
@@ -164,6 +166,18 @@ def test_a_folder_linked_from_elsewhere_is_left_out(tmp_path):
     dataset = read_dataset(root)
     assert set(reasons(dataset).values()) == {"link out of the data folder"}
     assert len(dataset.quarantine) == 2
+
+
+def test_a_name_that_is_not_utf_8_is_left_out_and_told(tmp_path):
+    root = write_tree(tmp_path / "MURA-v1.1")
+    for table in root.glob("*.csv"):
+        table.unlink()
+    study = root / "train/XR_HAND/patient00001/study1_positive"
+    (study / "image2.png").rename(os.fsdecode(os.fsencode(study) + b"/gr\xf6\xdfe.png"))
+    dataset = read_dataset(root)
+    name = r"MURA-v1.1/train/XR_HAND/patient00001/study1_positive/gr\udcf6\udcdfe.png"
+    assert reasons(dataset) == {name: "name is not UTF-8"}
+    assert len(dataset.manifest) == 9
 
 
 def test_the_csv_is_trusted_over_the_folder_name(tmp_path):

@@ -167,7 +167,7 @@ def test_a_bone_in_one_fold_has_no_specialist():
     """A head would have none of its rows to learn from."""
     manifest = make_manifest()
     manifest.loc[(manifest["bone"] == "hand") & (manifest["split"] == "train"), "fold"] = 0
-    plan = make_plan(RunConfig(), manifest)
+    plan = make_plan(RunConfig(num_folds=3), manifest)
     assert "one fold" in plan.untrainable["hand"]
     assert not any(trial.target == "specialist:hand" for trial in plan.trials)
 

@@ -1,5 +1,6 @@
 """What is left between ingest and search."""
 
+import hashlib
 from types import SimpleNamespace
 
 import pandas as pd
@@ -7,8 +8,9 @@ import pytest
 from conftest import make_manifest
 
 from mura_models.data.manifest import DataSet
-from mura_models.errors import ConfigError, DataError
+from mura_models.errors import ConfigError, DataError, RunError
 from orchestrator.config import RunConfig
+from orchestrator.ingest import read_again
 from orchestrator.pipeline import settle_plan
 from orchestrator.plan import make_plan
 from orchestrator.preparing import finish_manifest
@@ -33,6 +35,17 @@ def test_a_film_that_could_not_be_decoded_is_left_out_and_named(tmp_path):
     assert len(finished) == len(manifest) - 2
     assert set(finished.loc[finished["split"] == "train", "fold"]) == {0, 1}
     assert set(finished.loc[finished["split"] == "test", "fold"]) == {-1}
+
+
+def test_a_film_that_is_gone_or_another_one_since_the_scan_ends_the_run_in_one_line(tmp_path):
+    """Left out, it would be missed for good: the cache remembers what cannot be decoded."""
+    film = tmp_path / "film.png"
+    with pytest.raises(RunError, match=r"cannot be read any more \(No such file or directory\)"):
+        read_again(film, "0" * 64)
+    film.write_bytes(b"pixels")
+    assert read_again(film, hashlib.sha256(b"pixels").hexdigest()) == b"pixels"
+    with pytest.raises(RunError, match="was changed after the data was scanned; the same command scans anew"):
+        read_again(film, "0" * 64)
 
 
 def test_a_bone_whose_last_train_film_failed_is_not_tested_either(tmp_path):

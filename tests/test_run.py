@@ -213,50 +213,15 @@ def test_predict_takes_a_folder_and_names_what_it_leaves_out(
     assert "ward/broken.png: not an image" in capsys.readouterr().out
 
 
-MISTAKES = {
-    "path": (["--all-bones", "--data", "nowhere.csv"], "nowhere.csv"),
-    "columns": (["--all-bones", "--data", "no-label.csv"], "no column label"),
-    "corrections": (["--all-bones", "--corrections", "gone.csv", "--data", "films.csv"], "gone.csv: cannot be read"),
-    "bone": (["--bones", "femur", "--data", "films.csv"], "bones=femur: not in the data, which has elbow, wrist"),
-    "preset": (["--all-bones", "--preset", "slow", "--data", "films.csv"], "preset=slow: must be one of quick"),
-    "metric": (["--all-bones", "--metric", "f2", "--data", "films.csv"], "metric=f2: must be one of auroc"),
-    "recipe": (
-        ["--all-bones", "--recipes", "soup", "--data", "films.csv"],
-        "recipes=soup: must be one of linear_probe",
-    ),
-    "trials": (["--all-bones", "--trials", "-3", "--data", "films.csv"], "trials=-3: must lie in [1"),
-    "weights": (["--all-bones", "--weights", "gone.pt", "--data", "films.csv"], "gone.pt"),
-    "another run": (
-        ["--all-bones", "--seed", "1", "--run-dir", "{finished}", "--data", "films.csv"],
-        "seed is 0 there",
-    ),
-    "both": (["--all-bones", "--bones", "wrist", "--data", "films.csv"], "not allowed with"),
-    "neither": (["--data", "films.csv"], "--all-bones"),
-    "no number": (["--all-bones", "--trials", "many", "--data", "films.csv"], "many"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_code_2(
-    mistake: str,
-    films: Path,
-    finished: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_the_directory_of_another_run_is_refused_in_one_line(
+    films: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = pd.read_csv(films)
-    table["path"] = [str(films.parent / path) for path in table["path"]]
-    table.to_csv(tmp_path / "films.csv", index=False)
-    table.drop(columns="label").to_csv(tmp_path / "no-label.csv", index=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    options, text = MISTAKES[mistake]
-    code = call_in_process([option.format(finished=finished) for option in (*TINY, *options)])
-    assert code == 2
+    """Other mistakes, which need no run, are in test_bad_input.py."""
+    options = ["--all-bones", *TINY, "--seed", "1", "--run-dir", str(finished), "--data", str(films)]
+    assert run_command(options) == 2
     output = capsys.readouterr()
     (line,) = output.err.splitlines()
-    assert text in line
+    assert "seed is 0 there" in line
     assert "dashboard" not in output.out  # said before Ray starts, not after an hour of decoding
 
 
@@ -390,11 +355,3 @@ def fingerprint(folder: Path) -> dict[str, tuple[int, str]]:
         for path in folder.rglob("*")
         if path.is_file() and path.name not in (".lock", "report.html") and path.parent.name != "figures"
     }
-
-
-def call_in_process(options: list[str]) -> int:
-    """Carry out run_study.py's command here; argparse leaves by SystemExit."""
-    try:
-        return run_command(options)
-    except SystemExit as end:
-        return int(end.code or 0)

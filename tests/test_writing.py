@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 from conftest import list_names
 
-from mura_models.errors import RunError, StorageError
+from mura_models.errors import ConfigError, StorageError
 from mura_models.writing import UNFINISHED, remove_unfinished, whole_file, whole_folder, write_patiently
 from orchestrator.rundir import Journal, read_json
 
@@ -107,7 +107,7 @@ def test_a_journal_that_cannot_be_written_is_as_it_was(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", ["", "{", "\0\0\0", '{"a": 1}{'])
 def test_a_damaged_file_of_the_run_is_named_in_one_line(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(RunError, match=r"run\.json: damaged .*; remove it, or start anew with --fresh"):
+    with pytest.raises(ConfigError, match=r"run\.json: damaged .*; give another --run-dir, or --fresh"):
         read_json(tmp_path / "run.json")
 
 
@@ -118,5 +118,5 @@ def test_a_damaged_line_of_the_journal_is_named_by_its_number(tmp_path):
         journal.append(trial="a", epoch=epoch, state="RUNNING")
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + lines[1].replace(b'"epoch": 2', b'"epo\0h": 2"') + lines[2])
-    with pytest.raises(RunError, match="line 2 is damaged"):
+    with pytest.raises(ConfigError, match="line 2 is damaged"):
         Journal(path)

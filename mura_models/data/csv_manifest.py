@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mura_models.data.files import explain, read_file
 from mura_models.data.folds import assign_folds
 from mura_models.data.scan import Listing
 from mura_models.errors import DataError
@@ -21,7 +22,10 @@ LABELS = {"0": 0, "0.0": 0, "normal": 0, "negative": 0, "1": 1, "1.0": 1, "abnor
 SPLITS = ("train", "test", "dev")
 SPLIT_PARTS = 5  # without a split column, one part in five of the patients is the test split
 SPLIT_SEED = 0
+MAX_TABLE_BYTES = 2**28  # chosen by us: MURA's longest is 4 MB
 _MEASURED = ["file", "digest", "width", "height", "mode"]  # read from the files, never from the table
+_CONTRADICTING = ("label", "split")  # a film with two of these is no duplicate but a contradiction: scan.py rules on it
+_BREAKS = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"  # what would break a line of the terminal, or worse
 
 
 def list_csv(path: Path) -> Listing:
@@ -36,9 +40,11 @@ def list_csv(path: Path) -> Listing:
         raise DataError(f"{path}: no column {', '.join(missing)} (found: {found}); needed are {', '.join(REQUIRED)}")
     if "split" in listing.rows:
         listing = listing.leave_out(_find_bad_cells(listing.rows, (*REQUIRED, "split")))
-        return _drop_duplicates(replace(listing, rows=_type_columns(listing.rows, path)))
+        return _drop_duplicates(replace(listing, rows=_type_columns(listing.rows, path)), *_CONTRADICTING)
     listing = listing.leave_out(_find_bad_cells(listing.rows, REQUIRED))
-    listing = _drop_duplicates(replace(listing, rows=_type_columns(listing.rows.assign(split="train"), path)))
+    listing = _drop_duplicates(
+        replace(listing, rows=_type_columns(listing.rows.assign(split="train"), path)), *_CONTRADICTING
+    )
     if listing.rows.empty:
         return listing
     return replace(listing, rows=_split_patients(listing.rows, path)).add_notes(
@@ -74,9 +80,9 @@ EMPTY = ("", "nan", "na", "n/a", "none", "null")
 def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
     """Return a file's text and notes on how it was read: UTF-8, or else Latin-1."""
     try:
-        data = path.read_bytes()
+        data = read_file(path, max_bytes=MAX_TABLE_BYTES)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({explain(error)}); a CSV in UTF-8 is needed") from error
     if b"\0" in data:
         raise DataError(f"{path}: not a text file; a CSV in UTF-8 is needed")
     try:
@@ -85,37 +91,60 @@ def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
         return data.decode("latin-1"), (f"{path.name} is not UTF-8: read as Latin-1",)
 
 
+def split_lines(text: str) -> list[str]:
+    """Give the lines that are not blank, stripped. Unlike `splitlines`, keeps names whole that hold other breaks."""
+    return [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
+
+
 def read_cells(path: Path) -> tuple[list[str], list[list[str]], tuple[str, ...]]:
     """Read a CSV with comma, semicolon or tab: its header in lower case, its rows, and notes on how it was read.
 
     Every cell is stripped; a row may be shorter or longer than the header. Raises DataError for a table without rows.
     """
     text, notes = read_text(path)
-    first_line = text.lstrip().partition("\n")[0]
-    delimiter = max(",;\t", key=first_line.count)
-    try:
-        cells = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True) if any(row)]
-    except csv.Error as error:
-        raise DataError(f"{path}: not a CSV ({error})") from error
+    cells = _parse(path, text)
     if not cells:
         raise DataError(f"{path}: empty; a header and rows below it are needed")
     header = [name.strip().lower() for name in cells[0]]
-    if len(set(header)) != len(header):
-        raise DataError(f"{path}: a column is named twice in the header: {', '.join(header)}")
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}: column {twice[0]} is named twice in the header; name each once")
     rows = [[cell.strip() for cell in row] for row in cells[1:]]
     if not rows:
         raise DataError(f"{path}: no rows below the header")
     return header, rows, notes
 
 
+def _parse(path: Path, text: str) -> list[list[str]]:
+    """Cut a table into the cells of its rows, blank ones left out.
+
+    Strictly: a quote that is opened and never closed would swallow the rows below it.
+    """
+    first_line = text.lstrip().splitlines()[:1]
+    delimiter = max(",;\t", key=(first_line or [""])[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    rows, line = [], 1
+    try:
+        for row in reader:
+            line = reader.line_num + 1
+            if any(row):
+                rows.append(row)
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV ({error}, in the row that begins in line {line})") from None
+    return rows
+
+
 def read_table(path: Path) -> Listing:
-    """Read a CSV as text. Rows with more cells than the header are left out.
+    """Read a CSV as text. Rows with more cells than the header are left out, columns without a name are ignored.
 
     Raises DataError for a table without rows.
     """
     header, rows, notes = read_cells(path)
     padded = [row[: len(header)] + [""] * (len(header) - len(row)) for row in rows]
-    table = pd.DataFrame(padded, columns=header, dtype="str").drop(columns=_MEASURED, errors="ignore")
+    table = pd.DataFrame(padded, columns=header, dtype="str")
+    if "" in table and (table[[""]] != "").any(axis=None):
+        notes = (*notes, f"{path.name} has cells below a header without a name: ignored")
+    table = table.drop(columns=["", *_MEASURED], errors="ignore")
     if "path" not in table:
         return Listing(rows=table, notes=notes)
     return Listing(rows=table, notes=notes).leave_out(
@@ -126,9 +155,11 @@ def read_table(path: Path) -> Listing:
 def _find_bad_cells(rows: pd.DataFrame, needed: Iterable[str], *, check_values: bool = True) -> NDArray[Any]:
     """Return a reason for every row with a cell that cannot be, naming the column."""
     wrong: list[tuple[pd.Series[bool], str | pd.Series[str]]] = [
-        (rows[column].str.lower().isin(EMPTY), f"column '{column}' is empty") for column in needed
+        (rows[column].str.lower().isin(EMPTY), f"column {column} is empty") for column in needed
     ]
     if check_values:
+        names = ("bone", "patient", "study")
+        wrong += [(rows[name].str.contains(_BREAKS), f"column {name} holds a control character") for name in names]
         wrong.append((~rows["label"].str.lower().isin(LABELS), "label '" + rows["label"] + "' is not 0 or 1"))
     if check_values and "split" in rows:
         is_known = rows["split"].str.lower().isin(SPLITS)
@@ -160,8 +191,9 @@ def _find_files(paths: "pd.Series[str]", folder: Path) -> "pd.Series[str]":
     return pd.Series([os.path.normpath(root / path) for path in paths], index=paths.index, dtype="str")
 
 
-def _drop_duplicates(listing: Listing) -> Listing:
-    return listing.leave_out(np.where(listing.rows["file"].duplicated(), "duplicate row", ""))
+def _drop_duplicates(listing: Listing, *also: str) -> Listing:
+    """Leave out a file that was named before; with other cells in `also` it is another row."""
+    return listing.leave_out(np.where(listing.rows.duplicated(["file", *also]), "duplicate row", ""))
 
 
 def _split_patients(rows: pd.DataFrame, path: Path) -> pd.DataFrame:

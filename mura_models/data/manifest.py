@@ -14,10 +14,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mura_models.data.corrections import Corrections, CorrectionSummary, correct_labels, read_corrections
-from mura_models.data.csv_manifest import list_csv, list_csv_for_prediction, read_text
+from mura_models.data.csv_manifest import list_csv, list_csv_for_prediction, read_text, split_lines
+from mura_models.data.files import NOT_TEXT, check_is_there, explain, is_text, to_text
 from mura_models.data.images import READERS
 from mura_models.data.mura import compare_counts, describe_path, find_tree, is_phantom_tree, list_mura
-from mura_models.data.scan import Listing, apply_rules, check_files, is_junk
+from mura_models.data.scan import (
+    LINK_OUTSIDE,
+    Listing,
+    apply_rules,
+    check_files,
+    count_reasons,
+    is_junk,
+    leads_outside,
+)
 from mura_models.errors import DataError
 
 Kind = Literal["mura", "csv", "folder"]
@@ -62,8 +71,7 @@ def read_dataset(
 
     Raises DataError where nothing is left to train on, or the data or the corrections cannot be understood.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; give a MURA-v1.1 folder or a manifest CSV")
+    check_is_there(path, wanted="a MURA-v1.1 folder or a manifest CSV")
     corrected = read_corrections(corrections) if corrections else None  # a mistake is said before the scan
     if path.is_dir():
         return _read_mura(path, corrected, num_threads, on_progress)
@@ -105,8 +113,7 @@ def read_predict_input(path: Path) -> DataSet:
 
     Raises DataError where there is no image at all.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; give a CSV, a MURA folder or a folder of images")
+    check_is_there(path, wanted="a CSV, a MURA folder or a folder of images")
     if not path.is_dir():
         listing = _list_lines(path) if _is_list(path) else list_csv_for_prediction(path)
         dataset = _make_dataset(_name_csv(path), "csv", check_files(listing))
@@ -142,14 +149,14 @@ def _make_codes(frame: pd.DataFrame, needed: str, columns: Sequence[str]) -> NDA
 
 def _is_list(path: Path) -> bool:
     """Tell a headerless list of paths from a table: its first line is the name of an image."""
-    first_line = read_text(path)[0].lstrip().partition("\n")[0].strip().strip('"')
-    return Path(first_line).suffix.lower() in READERS
+    lines = split_lines(read_text(path)[0])
+    return bool(lines) and Path(lines[0].strip('"')).suffix.lower() in READERS
 
 
 def _list_lines(path: Path) -> Listing:
     """List a headerless file of paths; MURA's own paths also tell bone, patient, study and label."""
     text, notes = read_text(path)
-    paths = [line.strip().strip('"') for line in text.splitlines() if line.strip()]
+    paths = [line.strip('"') for line in split_lines(text)]
     rows = pd.DataFrame({"path": paths, "file": [_find_listed(path.parent, line) for line in paths]}, dtype="str")
     described = [describe_path(line) for line in paths]
     known = [parts for parts in described if parts is not None]
@@ -165,24 +172,39 @@ def _find_listed(folder: Path, line: str) -> str:
     """Return the file of a path that starts beside the list, or, as MURA's, with the name of its folder."""
     beside = folder.absolute() / line
     below = folder.absolute().joinpath(*Path(line).parts[1:])
-    return os.path.normpath(below if below.is_file() and not beside.exists() else beside)
+    # os.path, since a Path raises for names that are too long.
+    return os.path.normpath(below if os.path.isfile(below) and not os.path.exists(beside) else beside)  # noqa: PTH110, PTH113
 
 
 def _list_folder(folder: Path) -> Listing:
-    """List the images of a folder and of those below it, sorted."""
+    """List the images of a folder and of those below it, sorted; no link is followed out of it, nor into a folder."""
     root = folder.absolute()
+    real_root = os.path.realpath(root)
     images: list[Path] = []
+    reasons: list[str] = []
     num_others = 0
-    for above, folders, names in os.walk(root):
+
+    def add(path: Path, reason: str) -> None:
+        images.append(path)
+        reasons.append(reason)
+
+    def on_error(error: OSError) -> None:
+        add(Path(error.filename), f"folder cannot be read: {explain(error)}")
+
+    for above, folders, names in os.walk(root, onerror=on_error):
         folders[:] = [name for name in folders if not is_junk(name)]
+        for link in (path for name in folders if (path := Path(above, name)).is_symlink()):
+            add(link, "link to a folder")
         files = [Path(above, name) for name in names if not is_junk(name)]
         chosen = [file for file in files if file.suffix.lower() in READERS]
-        images += chosen
+        for file in chosen:
+            add(file, LINK_OUTSIDE if leads_outside(str(file), real_root) else "" if is_text(file) else NOT_TEXT)
         num_others += len(files) - len(chosen)
-    images.sort()
-    paths = [image.relative_to(root).as_posix() for image in images]
+    found = sorted(zip(images, reasons, strict=True))
     notes = (f"{num_others} files of other kinds in {folder} are ignored",) if num_others else ()
-    return Listing(rows=pd.DataFrame({"path": paths, "file": map(str, images)}, dtype="str"), notes=notes)
+    paths = [to_text(image.relative_to(root).as_posix()) for image, _ in found]
+    rows = pd.DataFrame({"path": paths, "file": [to_text(image) for image, _ in found]}, dtype="str")
+    return Listing(rows=rows, notes=notes).leave_out([reason for _, reason in found])
 
 
 def _make_dataset(
@@ -221,8 +243,8 @@ def _summarise(quarantine: pd.DataFrame) -> str:
     """Say how many rows were left out, and the most frequent reason."""
     if quarantine.empty:
         return ""
-    counts = quarantine["reason"].value_counts()
-    return f"; {len(quarantine)} rows left out, most often: {counts.index[0]} ({counts.iloc[0]})"
+    reason, count = next(iter(count_reasons(quarantine).items()))
+    return f"; {len(quarantine)} rows left out, most often: {reason} ({count})"
 
 
 def _name_csv(path: Path) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mura_models.data.csv_manifest import LABELS, read_text
+from mura_models.data.csv_manifest import LABELS, read_text, split_lines
+from mura_models.data.files import NOT_TEXT, explain, is_text, to_text
 from mura_models.data.images import READERS
 from mura_models.data.mura_counts import MURA_COUNTS, MURA_PATIENTS
-from mura_models.data.scan import Listing, is_junk, leads_outside
+from mura_models.data.scan import LINK_OUTSIDE, Listing, is_junk, leads_outside
 from mura_models.errors import DataError
 
 SPLITS = {"train": "train", "valid": "test"}  # the published validation split is our test split
@@ -32,7 +33,11 @@ def find_tree(folder: Path) -> Path | None:
     """
     if _is_tree(folder):
         return folder
-    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not is_junk(child.name)]
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({explain(error)}); give a folder that you may read") from None
+    children = [child for child in inside if child.is_dir() and not is_junk(child.name)]
     children = [child for child in children if child.name != MASKS or not is_phantom_tree(child)]
     trees = [child for child in children if _is_tree(child)]
     if len(trees) > 1:
@@ -82,7 +87,7 @@ def _finish(listing: Listing, root: Path) -> Listing:
     outside = np.array([leads_outside(file, real_root) for file in files], dtype=bool)
     reasons = np.select(
         [rows["relative"].duplicated(), outside, folders > 1],
-        ["duplicate row", "link out of the data folder", _TWO_LABELS],
+        ["duplicate row", LINK_OUTSIDE, _TWO_LABELS],
         "",
     )
     typed = rows.assign(file=pd.Series(files, dtype="str"), label=rows["label"].astype(np.int8), fold=np.int16(-1))
@@ -109,6 +114,8 @@ def describe_path(path: str) -> dict[str, str] | None:
 
 def _describe(path: str, split: str, labels: dict[str, str] | None) -> dict[str, Any]:
     """Make a row of a path; `reason` says why it cannot be one."""
+    if not is_text(path):
+        return {"path": to_text(path), "reason": NOT_TEXT, "conflict": False}
     parts = describe_path(path)
     if parts is None or parts["split"] != split:
         return {"path": path, "reason": f"not a path of MURA's {split} images", "conflict": False}
@@ -135,7 +142,7 @@ def _list_paths(root: Path, split: str, notes: list[str]) -> list[str]:
         return [f"MURA-v1.1/{relative}" for relative in on_disk]
     text, encoding_notes = read_text(table)
     notes += encoding_notes
-    paths = [line.strip().strip('"') for line in text.splitlines() if line.strip()]
+    paths = [line.strip('"') for line in split_lines(text)]
     listed = {parts["relative"] for path in paths if (parts := describe_path(path))}
     num_unlisted = len(set(on_disk) - listed)
     if num_unlisted:
@@ -159,7 +166,7 @@ def _read_labels(root: Path, split: str, notes: list[str]) -> dict[str, str] | N
     text, encoding_notes = read_text(table)
     notes += encoding_notes
     labels: dict[str, str] = {}
-    for row in csv.reader(text.splitlines()):
+    for row in csv.reader(split_lines(text)):
         parts = describe_path(row[0].strip().rstrip("/") + "/any") if len(row) > 1 else None
         if parts is not None:
             label = row[1].strip()

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -12,8 +13,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mura_models.data.files import explain, read_file
 from mura_models.data.images import inspect_image
 from mura_models.errors import ImageError
+
+MAX_FILM_BYTES = 2**30
+"""More than any film of MAX_PIXELS needs: 16 bits of four channels, uncompressed, are 0.7 GB."""
+
+
+LINK_OUTSIDE = "link out of the data folder"
 
 
 def _make_quarantine() -> pd.DataFrame:
@@ -44,6 +52,18 @@ class Listing:
         return replace(self, notes=(*self.notes, *notes))
 
 
+def count_reasons(quarantine: pd.DataFrame) -> dict[str, int]:
+    """Count what was left out by reason, the most frequent first.
+
+    What a reason quotes, a cell or part of a name, may be a patient's: only quarantine.csv has it.
+    """
+    reasons = quarantine["reason"].str.replace(_QUOTED, "'...'", regex=True)
+    return {str(reason): int(count) for reason, count in reasons.value_counts().items()}
+
+
+_QUOTED = re.compile("'.*'", re.DOTALL)
+
+
 class FileFacts(NamedTuple):
     """What a file's bytes and header tell; `reason` is empty where the file can be used."""
 
@@ -62,12 +82,12 @@ def read_facts(file: str) -> FileFacts:
             return FileFacts("missing file")
         if not path.is_file():
             return FileFacts("not a file")
-        data = path.read_bytes()
+        data = read_file(path, max_bytes=MAX_FILM_BYTES)
         header = inspect_image(data, path.suffix)
     except ImageError as error:
         return FileFacts(str(error))
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        return FileFacts(f"file cannot be read: {getattr(error, 'strerror', None) or error}")
+        return FileFacts(f"file cannot be read: {explain(error)}")
     return FileFacts("", hashlib.sha256(data).hexdigest(), *header)
 
 
@@ -97,18 +117,21 @@ def check_files(
 def apply_rules(listing: Listing, *, study_columns: Sequence[str]) -> Listing:
     """Leave out what would make a figure dishonest.
 
-    A study with two labels goes; of a patient in train and test the train rows go; a bone that train
-    does not hold goes from test.
+    A study with two labels goes; of a patient or a film in train and test the train rows go; a film that still has
+    two labels goes; a bone that train does not hold goes from test. A film is known by its bytes, not by its name.
 
     study_columns: the columns that make a study one.
     """
     rows = listing.rows
     num_labels = rows.groupby(list(study_columns))["label"].transform("nunique")
     listing = listing.leave_out(np.where(num_labels > 1, "study carries two labels", ""))
-    rows = listing.rows
-    is_train = rows["split"] == "train"
-    leaks = is_train & rows["patient"].isin(rows["patient"][~is_train])
-    listing = listing.leave_out(np.where(leaks, "patient also in test", ""))
+    for column, reason in (("patient", "patient also in test"), ("digest", "same film also in test")):
+        rows = listing.rows
+        is_train = rows["split"] == "train"
+        leaks = is_train & rows[column].isin(rows[column][~is_train])
+        listing = listing.leave_out(np.where(leaks, reason, ""))
+    num_labels = listing.rows.groupby("digest")["label"].transform("nunique")
+    listing = listing.leave_out(np.where(num_labels > 1, "same film under two labels", ""))
     rows = listing.rows
     is_known = rows["bone"].isin(rows["bone"][rows["split"] == "train"])
     return listing.leave_out(np.where(is_known, "", "bone not in train"))

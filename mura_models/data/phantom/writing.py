@@ -41,15 +41,19 @@ def write_phantom(
     """
     if not 0 < scale <= 1:
         raise ConfigError(f"phantom scale is {scale}: it must be above 0 and at most 1; 0.05 is the default")
+    if seed < 0:
+        raise ConfigError(f"phantom seed is {seed}: it must not be negative")
     root = root.absolute()
     identity = {"version": VERSION, "scale": scale, "seed": seed, "pillow": PIL.__version__}
     if _is_written(root, identity):
         return root / "MURA-v1.1"
     studies = plan_studies(scale, seed)
-    root.parent.mkdir(parents=True, exist_ok=True)
     unfinished = root.with_name(f".{root.name}.{os.getpid()}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"phantom folder {root} cannot be made ({error.strerror}): name another") from None
     try:
         kinds = _write_studies(unfinished, studies, seed, workers, on_progress)
         _write_tables(unfinished / "MURA-v1.1", studies)
@@ -63,14 +67,17 @@ def write_phantom(
 
 def _is_written(root: Path, identity: dict[str, object]) -> bool:
     """Tell whether the same phantom is there already; raise rather than let other files be replaced."""
-    if not root.exists():
+    if not os.path.lexists(root):
         return False
-    names = {path.name for path in root.iterdir()} if root.is_dir() else {root.name}
+    names = {path.name for path in root.iterdir()} if root.is_dir() else {""}
     if not names:
         return False
     if "phantom.json" not in names or names - {"MURA-v1.1", "masks", "phantom.json"}:
         raise ConfigError(f"phantom folder {root} holds other files: name a new or an empty folder")
-    found = json.loads((root / "phantom.json").read_text())
+    try:
+        found = json.loads((root / "phantom.json").read_text())
+    except ValueError:
+        raise ConfigError(f"phantom folder {root}: its phantom.json is damaged; name another folder") from None
     return {key: found.get(key) for key in identity} == identity
 
 

@@ -1,0 +1,76 @@
+"""Ray started here: on loopback, behind a token that its user alone can read, reporting to nobody.
+
+Ray has no public setting for the first, nor for the command that its dashboard shows of a job, so both are set where
+Ray itself looks them up. Where a later version looks elsewhere, tests/test_local_ray.py fails.
+"""
+
+import os
+import re
+import secrets
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ray
+
+from mura_models.errors import ConfigError
+
+LOOPBACK = "127.0.0.1"
+OWN_TOKEN = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+"""Where Ray takes a token from before it looks for its file."""
+_PATH = re.compile(r"(?:^|(?<==))[^=]*[/\\].*", re.DOTALL)
+
+
+def start_ray_here(**options: Any) -> None:
+    """Start Ray with its dashboard, every port of it on 127.0.0.1 alone.
+
+    Raises ConfigError where the token cannot be kept.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its maker by default
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not OWN_TOKEN & set(os.environ):
+        keep_token_private()
+    # What Ray does on Windows and macOS: the node's own address, on which all of its daemons listen, is loopback.
+    with _set(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False):
+        ray.init("local", include_dashboard=True, dashboard_host=LOOPBACK, **options)
+
+
+def keep_token_private() -> None:
+    """Make Ray's token where there is none, readable by its owner alone: Ray's own is readable by everybody here."""
+    token = Path.home() / ".ray" / "auth_token"
+    try:
+        token.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))  # as long as Ray's own
+    except FileExistsError:
+        with suppress(PermissionError):  # somebody else's
+            token.chmod(0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"{token}: cannot be written ({error.strerror}); Ray keeps its token there: give a HOME that can be written"
+        ) from error
+
+
+@contextmanager
+def listed_without_folders() -> Iterator[None]:
+    """Let Ray's dashboard list the driver that is started within by its command without the paths in it."""
+    with _set(ray._private.utils, "get_entrypoint_name", lambda: describe_command(sys.argv)):
+        yield
+
+
+def describe_command(argv: Sequence[str]) -> str:
+    """Give a command as others may see it: PATH for everything that lies in a folder."""
+    return shlex.join([Path(argv[0]).name, *(_PATH.sub("PATH", part) for part in argv[1:])])
+
+
+@contextmanager
+def _set(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
