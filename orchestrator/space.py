@@ -113,7 +113,11 @@ def _has_embeddings(config: RunConfig, digests: Sequence[str]) -> bool:
 def _measure_unfinished(store: Path) -> int:
     """Give the bytes that a writer which was stopped has on the disk: its file has holes where films are to come."""
     unfinished = store.with_name(f".{store.name}{UNFINISHED}")
-    return sum(path.stat().st_blocks * 512 for path in unfinished.glob("*"))
+    num_bytes = 0
+    for path in unfinished.glob("*"):
+        with suppress(OSError):  # just finished by another run
+            num_bytes += path.stat().st_blocks * 512
+    return num_bytes
 
 
 def _read_states(rundir: RunDir) -> dict[str, str]:
