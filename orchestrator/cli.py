@@ -197,8 +197,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_searches(rundir)
 
 
-def make_config(arguments: argparse.Namespace) -> "RunConfig":
-    """Lay the options over the preset. Raises ConfigError."""
+def make_config(arguments: argparse.Namespace, *, checks_backbone: bool = True) -> "RunConfig":
+    """Lay the options over the preset. Raises ConfigError, and WeightsError where the backbone is looked at."""
     from mura_models.backbones import check_backbone
     from orchestrator.presets import make_preset
 
@@ -218,7 +218,8 @@ def make_config(arguments: argparse.Namespace) -> "RunConfig":
     finetune = replace(config.finetune, **tune)
     config = replace(config, preprocessing=preprocessing, backbone=backbone, finetune=finetune, **changes)
     check_contradictions(arguments, config.recipes, trains_networks=config.trains_networks)
-    check_backbone(config.backbone, config.preprocessing.image_size_px)
+    if checks_backbone:
+        check_backbone(config.backbone, config.preprocessing.image_size_px)
     return config
 
 
@@ -250,7 +251,7 @@ def doctor(arguments: argparse.Namespace) -> None:
     from orchestrator.doctor import examine
     from orchestrator.monitor import Monitor
 
-    config, placement = make_config(arguments), make_placement(arguments)
+    config, placement = make_config(arguments, checks_backbone=False), make_placement(arguments)
     data = arguments.data or find_mura()
     with Monitor() as monitor:
         dataset = open_dataset(data, monitor, arguments.corrections) if data else None

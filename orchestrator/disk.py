@@ -53,6 +53,8 @@ class Present:
 
     has_films: bool = False
     has_embeddings: bool = False
+    film_bytes: int = 0
+    """Of a store that is half filled."""
     states: Mapping[str, str] = field(default_factory=dict)
     """Trial, audit or refit that has ended -> how."""
     checkpoint_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -85,7 +87,7 @@ def _forecast_cache(config: RunConfig, num_films: int, size: BackboneSize, prese
     index = num_films * BYTES_PER_NAME
     films = 0 if present.has_films else num_films * config.preprocessing.image_size_px**2 + index
     embeddings = 0 if present.has_embeddings else num_films * NUM_OUTCOMES * size.num_features * 2 + index
-    return max(2 * films, films + embeddings)
+    return max(2 * films, films + embeddings) - min(films, present.film_bytes)
 
 
 def _forecast_checkpoints(

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from mura_models.backbones import BackboneSpec, find_download, load_backbone
-from mura_models.errors import ConfigError, UserError
+from mura_models.backbones import check_backbone, find_download, load_backbone
+from mura_models.errors import ConfigError, WeightsError
 from orchestrator.checks import check_dashboard_port, check_node, check_requirements
 from orchestrator.cluster import connected, find_address, find_dashboard, find_metrics_endpoints, share_cluster
 from orchestrator.config import Placement, RunConfig
@@ -71,18 +71,22 @@ def examine_machine(config: RunConfig, placement: Placement) -> Iterator[Finding
     yield from judge_tokens(find_token_facts(placement))
     if find_address(placement) is None:
         yield check_dashboard_port(find_port_holder())
-    yield examine_weights(config.backbone)
+    yield examine_weights(config)
 
 
-def examine_weights(spec: BackboneSpec) -> Finding:
+def examine_weights(config: RunConfig) -> Finding:
     """Load the backbone's weights, or ask whether they can be fetched; nothing is."""
+    spec = config.backbone
     what = f"weights {spec.weights} of {spec.name}:"
     try:
+        check_backbone(spec, config.preprocessing.image_size_px)
         url = find_download(spec)
         if url is None:
             return ok(what, load_backbone(spec).weights_source)
-    except UserError as error:
+    except WeightsError as error:
         return from_error("weights", error, remedy="give another --weights")
+    except ConfigError as error:
+        return from_error("backbone", error, remedy="give another --backbone")
     host = urlsplit(url).hostname
     remedy = "fetch them on a machine that can and give --weights FILE, or give --weights none"
     is_there, why = try_download(url)

@@ -17,6 +17,7 @@ from mura_models.data.store import open_cached
 from mura_models.embeddings import embedding_key
 from mura_models.errors import UserError
 from mura_models.runtimes import Device, Precision, RuntimeChoice
+from mura_models.writing import UNFINISHED
 from orchestrator.config import RunConfig
 from orchestrator.datasets import cache_root
 from orchestrator.disk import (
@@ -83,12 +84,14 @@ def forecast_run(config: RunConfig, manifest: pd.DataFrame, plan: Plan, rundir: 
 
 def find_present(config: RunConfig, manifest: pd.DataFrame, rundir: RunDir | None) -> Present:
     """Look at what lies in the cache and in the run directory."""
-    films = open_cached(name_films(cache_root(), config.preprocessing, sorted(set(manifest["digest"]))))
+    store = name_films(cache_root(), config.preprocessing, sorted(set(manifest["digest"])))
+    films = open_cached(store)
     has_embeddings = films is not None and _has_embeddings(config, films.digests)
     checkpoint_bytes, other_bytes = _measure_files(rundir) if rundir else ({}, 0)
     return Present(
         has_films=films is not None,
         has_embeddings=has_embeddings,
+        film_bytes=_measure_unfinished(store),
         states=_read_states(rundir) if rundir else {},
         checkpoint_bytes=checkpoint_bytes,
         other_bytes=other_bytes,
@@ -107,14 +110,26 @@ def _has_embeddings(config: RunConfig, digests: Sequence[str]) -> bool:
     return any(name_embeddings(folder, key, digests).exists() for key in keys)
 
 
+def _measure_unfinished(store: Path) -> int:
+    """Give the bytes that a writer which was stopped has on the disk: its file has holes where films are to come."""
+    unfinished = store.with_name(f".{store.name}{UNFINISHED}")
+    num_bytes = 0
+    for path in unfinished.glob("*"):
+        with suppress(OSError):  # just finished by another run
+            num_bytes += path.stat().st_blocks * 512
+    return num_bytes
+
+
 def _read_states(rundir: RunDir) -> dict[str, str]:
     """Read how each training ended; unlike a Journal, this leaves alone what another process may be writing."""
     states = {}
     for path in (rundir.journal, rundir.audit_journal, rundir.refit_journal):
         content = path.read_bytes() if path.exists() else b""
-        for line in map(json.loads, content[: content.rfind(b"\n") + 1].splitlines()):
-            if line["state"] != "RUNNING":
-                states[line["trial"]] = line["state"]
+        for text in content[: content.rfind(b"\n") + 1].splitlines():
+            with suppress(ValueError):  # a damaged line, which the journal's own reader tells of
+                line = json.loads(text)
+                if line["state"] != "RUNNING":
+                    states[line["trial"]] = line["state"]
     return states
 
 

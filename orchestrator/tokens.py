@@ -102,6 +102,7 @@ def find_token_facts(placement: Placement) -> TokenFacts:
     """Look at what is set here, and ask the cluster that is to be joined."""
     source, missing_file = _find_source()
     address = find_address(placement)
+    is_closed_at_start = address is None and source == str(Path.home() / DEFAULT_FILE)  # by local_ray.py
     answer, unknown = None, ""
     mode = os.environ.get("RAY_AUTH_MODE")
     if address is not None and (source or (mode or "").lower() != "token"):
@@ -113,7 +114,7 @@ def find_token_facts(placement: Placement) -> TokenFacts:
         mode=mode,
         source=source,
         missing_file=missing_file,
-        is_readable_by_others=bool(source) and is_readable_by_others(Path(source)),
+        is_readable_by_others=bool(source) and not is_closed_at_start and is_readable_by_others(Path(source)),
         address=address,
         answer=answer,
         unknown=unknown,

@@ -23,6 +23,7 @@ from orchestrator.disk import (
     judge_disk,
     measure_checkpoint,
 )
+from orchestrator.ingest import name_films
 from orchestrator.plan import make_plan
 from orchestrator.rundir import RunDir, read_json
 from orchestrator.space import find_present, forecast_run
@@ -145,6 +146,30 @@ def test_a_run_leaves_at_most_what_was_forecast(user: User, dataset: DataSet, mo
     assert set(present.states) == {trial.trial for trial in plan.trials} > set(present.checkpoint_bytes)
     after = forecast_run(config, dataset.manifest, plan, rundir)
     assert (after.cache, after.run < before.run / 5) == (0, True)
+
+
+def test_what_a_stopped_run_left_counts_and_a_damaged_line_does_not(
+    user: User, dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rundir = RunDir(tmp_path / "run")
+    rundir.checkpoints.mkdir(parents=True)
+    rundir.checkpoint("a/b/000").write_bytes(bytes(7))
+    rundir.previous_checkpoint("a/b/000").write_bytes(bytes(5))
+    line = '{"trial": "a/b/001", "state": "COMPLETE"}'
+    rundir.journal.write_text(f'{line}\n{{"trial\n{{"trial": "a/b/000", "state": "RUNNING"}}\n{{"trial": "a/b/0')
+    config = RunConfig(preprocessing=Preprocessing(image_size_px=64))
+    store = name_films(tmp_path / "mura", config.preprocessing, sorted(set(dataset.manifest["digest"])))
+    unfinished = store.with_name(f".{store.name}.part")
+    unfinished.mkdir(parents=True)
+    with (unfinished / "all.npy").open("wb") as file:
+        file.write(b"x" * 4096)
+        file.truncate(10 * MB)
+    present = find_present(config, dataset.manifest, rundir)
+    assert present.states == {"a/b/001": "COMPLETE"}
+    assert present.checkpoint_bytes == {"a/b/000": 12}
+    assert 4096 <= present.film_bytes < MB
+    assert rundir.journal.read_text().endswith("0")  # left as it was: another process may be writing it
 
 
 def weigh(folder: Path) -> int:

@@ -10,9 +10,10 @@ from ray_helpers import BIN, TINY, User, make_user, wait_until, write_films
 from mura_models.backbones import BackboneSpec
 from mura_models.errors import ConfigError
 from orchestrator.checks import Install, NodeFacts, check_dashboard_port, check_node, check_requirements
+from orchestrator.config import Placement, RunConfig
 from orchestrator.examining import examine_weights
-from orchestrator.findings import ok, problem, raise_first_problem
-from orchestrator.tokens import TokenFacts, is_readable_by_others, judge_tokens
+from orchestrator.findings import Finding, ok, problem, raise_first_problem
+from orchestrator.tokens import TokenFacts, find_token_facts, is_readable_by_others, judge_tokens
 
 VERSIONS = {
     "ray": "2.60.0",
@@ -165,6 +166,21 @@ def test_a_token_is_readable_by_others_where_its_folders_let_them_in(tmp_path: P
     assert not is_readable_by_others(token)
 
 
+def test_a_token_that_a_run_closes_by_itself_is_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its start a Ray that is started here closes its own file, and no other."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("orchestrator.tokens.is_readable_by_others", lambda path: True)
+    for path in (tmp_path / ".ray" / "auth_token", tmp_path / "mine"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a" * 64)
+    assert not find_token_facts(Placement()).is_readable_by_others
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "mine"))
+    facts = find_token_facts(Placement())
+    assert (facts.source, facts.is_readable_by_others) == (str(tmp_path / "mine"), True)
+
+
 def test_a_dashboard_whose_port_is_taken_is_a_warning() -> None:
     assert check_dashboard_port(None).level == "ok"
     taken = check_dashboard_port("another program")
@@ -173,13 +189,19 @@ def test_a_dashboard_whose_port_is_taken_is_a_warning() -> None:
 
 def test_weights_that_cannot_be_had_are_a_problem_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert examine_weights(BackboneSpec()).level == "ok"
-    assert examine_weights(BackboneSpec(name="resnet18", weights="none")).level == "ok"
-    missing = examine_weights(BackboneSpec(weights=str(tmp_path / "nowhere.pt")))
+
+    def look(backbone: BackboneSpec) -> Finding:
+        return examine_weights(RunConfig(backbone=backbone))
+
+    assert look(BackboneSpec()).level == "ok"
+    assert look(BackboneSpec(name="resnet18", weights="none")).level == "ok"
+    unknown = look(BackboneSpec(name="resnet19"))
+    assert (unknown.level, str(unknown)[:20]) == ("problem", "backbone 'resnet19':")
+    missing = look(BackboneSpec(weights=str(tmp_path / "nowhere.pt")))
     assert (missing.level, "no such file: give imagenet, none or" in str(missing)) == ("problem", True)
     for answer, level in (((True, ""), "ok"), ((False, "refused"), "problem"), ((None, "timed out"), "warning")):
         monkeypatch.setattr("orchestrator.examining.try_download", lambda url, answer=answer: answer)
-        finding = examine_weights(BackboneSpec(name="resnet18"))
+        finding = look(BackboneSpec(name="resnet18"))
         assert finding.level == level
         assert "fetched" in str(finding) or "give --weights FILE, or give --weights none" in str(finding)
 
