@@ -11,8 +11,18 @@ MuraError
     └── StorageError     a disk that is full or fails: the same command continues once it is mended
 """
 
+import re
+
 MAX_CHARACTERS = 1000
 """Of a message: what a file calls itself may be as long as the file (chosen by us)."""
+
+
+_FOLDERS = re.compile(r"(?<![^\s'\"=:(\[,])(?:[A-Za-z]:[/\\]|[/\\])(?:[^\s/\\'\"]+[/\\])*")
+
+
+def hide_folders(text: object) -> str:
+    """Cut the folders off absolute paths: reports and journals travel, the machine they were made on does not."""
+    return _FOLDERS.sub("", str(text))
 
 
 def to_one_line(text: str) -> str:

@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.utils.util import unflatten_dict
 
-from mura_models.errors import StorageError
+from mura_models.errors import StorageError, hide_folders
 from orchestrator.rundir import Journal, Line
 
 MAX_WORKER_FAILURES = 3
@@ -175,7 +175,7 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         if is_started_again or self._num_failures[name] <= MAX_WORKER_FAILURES or self.halted:
             return
         cause = str(trial.get_error() or "").strip().splitlines()
-        why = f"the worker failed {self._num_failures[name]} times{f': {cause[-1]}' if cause else ''}"
+        why = f"the worker failed {self._num_failures[name]} times{f': {hide_folders(cause[-1])}' if cause else ''}"
         result = {"epoch": self._journal.last_epoch(name) + 1, "metrics": {}}
         self._write(search, name, result, state="FAILED", why=why)
 

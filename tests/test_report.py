@@ -19,9 +19,10 @@ import pytest
 from conftest import SYSTEM_NAMES
 from rich.console import Console
 
+from mura_models.errors import hide_folders
 from orchestrator.report import render_report
 from orchestrator.report.terminal import print_summary
-from orchestrator.report.wording import hide_folders, judge, list_headlines, write_answer
+from orchestrator.report.wording import judge, list_headlines, write_answer
 from orchestrator.rundir import RunDir, write_json, write_table
 
 METRICS = ("kappa", "kappa_at_half", "accuracy", "auroc", "f1", "sensitivity", "specificity")

@@ -10,6 +10,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from mura_models.errors import hide_folders
 from mura_models.writing import whole_file, whole_folder
 from orchestrator.report import wording
 from orchestrator.report.curves import PART_COLOURS, draw_learning_curves, draw_winner_curves
@@ -126,7 +127,7 @@ def make_environment() -> jinja2.Environment:
         "rate": wording.format_rate,
         "gloss": wording.gloss_system,
         "family": wording.name_family,
-        "hide_folders": wording.hide_folders,
+        "hide_folders": hide_folders,
         "published": wording.format_published,
         "count": "{:,}".format,
         "share": wording.format_share,

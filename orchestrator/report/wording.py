@@ -1,6 +1,5 @@
 """Numbers and comparisons of report.json in words, the same on the page and on the terminal."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +30,6 @@ PAPER_NOTES = (
     "comparison; the fair one is the pair under 3.4b's rates: specialists_two_stage_probe_oracle against "
     "baseline_two_stage_probe.",
 )
-
-_FOLDERS = re.compile(r"(?<![^\s'\"=:(\[,])(?:[A-Za-z]:[/\\]|[/\\])(?:[^\s/\\'\"]+[/\\])*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +191,3 @@ def format_share(part: int, whole: int) -> str:
 def format_p(p: float) -> str:
     """Write a p value."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def hide_folders(text: object) -> str:
-    """Cut the folders off absolute paths: the report travels, the machine it was made on does not."""
-    return _FOLDERS.sub("", str(text))
