@@ -16,12 +16,14 @@ import pandas as pd
 
 from orchestrator.audit import AUDIT_SUFFIX
 from orchestrator.config import RunConfig
-from orchestrator.findings import Finding, ok, problem
+from orchestrator.findings import Finding, ok, problem, warning
 from orchestrator.plan import Plan, PlannedTrial, holds_out_one_fold
 from orchestrator.targets import ROUTER
 
 GENERATIONS = 2
 """Checkpoints of a trial that lie there at once: the last one and the one before."""
+LEAST_SHARE = 0.5
+"""Of the upper bound that a run will surely write; with less room it is not started (chosen by us)."""
 NUM_OUTCOMES = 4
 PRUNED, REFIT_MARK = "PRUNED", "/seed"
 HEADER_BYTES = 20_000
@@ -226,9 +228,13 @@ def judge_disk(needs: Sequence[tuple[Need, Space]]) -> list[Finding]:
         free_bytes = min(free for _, free in parts)
         told = " and ".join(f"{format_bytes(need.num_bytes)} for {need.what} ({need.path})" for need, _ in parts)
         text = f"needs up to {told}, {format_bytes(free_bytes)} free"
-        if sum(need.num_bytes for need, _ in parts) > free_bytes:
-            remedies = dict.fromkeys(need.remedy for need, _ in parts if need.num_bytes)
-            findings.append(problem("disk", text, f"make room, or give {' or '.join(remedies)}"))
+        num_bytes = sum(need.num_bytes for need, _ in parts)
+        remedies = dict.fromkeys(need.remedy for need, _ in parts if need.num_bytes)
+        remedy = f"make room, or give {' or '.join(remedies)}"
+        if num_bytes * LEAST_SHARE > free_bytes:
+            findings.append(problem("disk", text, remedy))
+        elif num_bytes > free_bytes:
+            findings.append(warning("disk", text, remedy))
         else:
             findings.append(ok("disk", text))
     return findings

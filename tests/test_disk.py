@@ -98,14 +98,20 @@ RUN = Need(what="the run directory", path=Path("/r"), num_bytes=2 * 10**9, remed
         ((Space(device=1, free_bytes=6 * 10**9),) * 2, ["ok"], "needs up to 3.0 GB for the cache (/c) and 2.0 GB for"),
         (
             (Space(device=1, free_bytes=4 * 10**9),) * 2,
-            ["problem"],
+            ["warning"],
             "disk needs up to 3.0 GB for the cache (/c) and 2.0 GB for the run directory (/r), 4.0 GB free: "
             "make room, or give another $XDG_CACHE_HOME or another --run-dir",
         ),
         (
-            (Space(device=1, free_bytes=4 * 10**9), Space(device=2, free_bytes=10**9)),
+            (Space(device=1, free_bytes=2 * 10**9),) * 2,
+            ["problem"],
+            "disk needs up to 3.0 GB for the cache (/c) and 2.0 GB for the run directory (/r), 2.0 GB free: "
+            "make room, or give another $XDG_CACHE_HOME or another --run-dir",
+        ),
+        (
+            (Space(device=1, free_bytes=4 * 10**9), Space(device=2, free_bytes=9 * 10**8)),
             ["ok", "problem"],
-            "disk needs up to 2.0 GB for the run directory (/r), 1.0 GB free: make room, or give another --run-dir",
+            "disk needs up to 2.0 GB for the run directory (/r), 900 MB free: make room, or give another --run-dir",
         ),
     ],
 )

@@ -1,9 +1,7 @@
 """`python run_study.py` and `mura predict` as a stranger meets them: real files, real Ray, processes of their own."""
 
 import hashlib
-import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from ray_helpers import (
     ROOT,
     TINY,
     User,
-    assert_same_results,
     make_user,
     read_journal,
     read_json,
@@ -240,48 +237,6 @@ def test_an_address_where_nobody_answers_is_said_within_a_minute(user: User, fil
 
 
 @pytest.mark.slow
-def test_one_trial_at_a_time_gives_the_same_winners_and_figures(user: User, films: Path, tmp_path: Path) -> None:
-    runs = []
-    for number in range(2):  # two users: nothing of the first one's cache helps the second
-        other = make_user(tmp_path / f"user-{number}")
-        runs.append(other.home / "run")
-        options = ("--trials", "8", "--epochs", "8", "--image-size", "64", "--folds", "2", "--max-concurrent", "1")
-        other.run_study("--data", films, "--run-dir", runs[-1], *options)
-    assert "PRUNED" in {line["state"] for line in read_journal(runs[0])}
-    assert_same_results(*runs)
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(user: User, films: Path) -> None:
-    """Without early stopping also the order of arrival is no excuse: every figure is the same."""
-    options = ("--data", films, "--image-size", "64", "--trials", "6", "--epochs", "12", "--folds", "2")
-    options = (*options, "--no-early-stopping")
-    whole, killed = user.home / "whole", user.home / "killed"
-    user.run_study("--run-dir", whole, *options)
-
-    command = (sys.executable, ROOT / "run_study.py", "--all-bones", "--run-dir", killed, *options)
-    with user.start(*command) as driver:
-        wait_until(lambda: count_ended(killed) >= 4, "four trials to end", timeout_s=120)
-        driver.send_signal(signal.SIGKILL)
-        wait_until(lambda: not user.processes(), "Ray to follow its driver")
-    old = (killed / "journal.jsonl").read_bytes()
-    old = old[: old.rfind(b"\n") + 1]
-    ended = {line["trial"] for line in read_journal(killed) if line["state"] != "RUNNING"}
-    assert len(ended) < 30
-    stopped_at_ns = time.time_ns()
-
-    user.run_study("--run-dir", killed, *options)
-    assert (killed / "journal.jsonl").read_bytes().startswith(old)
-    lines = read_journal(killed)
-    assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
-    assert len({(line["trial"], line["epoch"]) for line in lines}) == len(lines) == 5 * 6 * 12
-    for path in (killed / "checkpoints").iterdir():
-        is_old = path.name in {f"{trial.replace('/', '%2F').replace(':', '%3A')}.safetensors" for trial in ended}
-        assert (path.stat().st_mtime_ns < stopped_at_ns) == is_old, path.name
-    assert_same_results(whole, killed)
-
-
-@pytest.mark.slow
 def test_every_defect_of_a_mura_tree_is_in_the_quarantine(user: User, tmp_path: Path) -> None:
     root = tmp_path / "MURA (copy)"  # its tables still say MURA-v1.1
     expected = write_defective_mura(root)
@@ -342,10 +297,6 @@ def write_defective_mura(root: Path) -> dict[str, str]:
 def index_epochs(run_dir: Path) -> dict[tuple[str, int], dict[str, float]]:
     """Give (trial, epoch) -> metrics."""
     return {(line["trial"], line["epoch"]): line["metrics"] for line in read_journal(run_dir)}
-
-
-def count_ended(run_dir: Path) -> int:
-    return sum(line["state"] != "RUNNING" for line in read_journal(run_dir))
 
 
 def fingerprint(folder: Path) -> dict[str, tuple[int, str]]:
