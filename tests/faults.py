@@ -117,8 +117,8 @@ class Ordeal:
         """End the driver, unless it has just ended by itself; nothing of it may stay."""
         number, code = ENDS[how]
         driver.send_signal(number)
-        driver.wait(60)
-        wait_until(lambda: not self.user.processes(), "Ray to follow its driver")
+        driver.wait(120)
+        wait_until(lambda: not self.user.processes(), "Ray to follow its driver", timeout_s=180)
         assert driver.returncode in (0, code), self.user.log.read_text()
         log = self.user.log.read_text()
         assert "Traceback" not in log
