@@ -140,7 +140,8 @@ def find_workers(user: User) -> list[psutil.Process]:
     found = []
     for process in user.processes():
         with suppress(psutil.Error):
-            if process.cmdline()[0].startswith("ray::"):
+            name = process.cmdline()[0]
+            if name.startswith("ray::") and "Agent" not in name:  # an agent takes its node with it
                 found.append(process)
     return sorted(found, key=lambda process: process.pid)
 
