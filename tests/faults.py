@@ -51,6 +51,10 @@ ENDS = {"driver": (signal.SIGKILL, -9), "ctrl-c": (signal.SIGINT, 130), "sigterm
 """How a driver may end: the signal, and the exit code that is right for it."""
 
 
+PARTS = {"trial": ("search",), "node": ("search",), "worker": ("before", "search", "search", "search")}
+"""The parts of a run in which there are such victims; a driver is in all of them."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """What is killed, and when."""
@@ -60,12 +64,12 @@ class Fault:
 
 
 def draw_faults(seed: int, num: int, victims: tuple[str, ...]) -> list[Fault]:
-    """Draw so many faults, in the order of a run: two in three in the search, the others before and after."""
+    """Draw so many faults, in the order of a run: most in the search, the others where their victims are, too."""
     rng = np.random.default_rng(seed)
     faults = []
     for _ in range(num):
         victim = str(rng.choice(victims))
-        parts = ("search",) if victim in ("trial", "node") else ("before", "search", "search", "search", "after")
+        parts = PARTS.get(victim, ("before", "search", "search", "search", "after"))
         faults.append(Fault(victim, Moment(str(rng.choice(parts)), float(rng.random()))))
     order = {"before": 0, "search": 1, "after": 2}
     return sorted(faults, key=lambda fault: (order[fault.moment.part], fault.moment.share))
@@ -99,7 +103,7 @@ class Ordeal:
         before = take_stock(self.run_dir)
         with self.user.start(*command, **self.environment) as driver:
             while left and driver.poll() is None:
-                if left[0].moment.has_come(self.run_dir, since, self.num_lines):
+                if self._is_there(left[0].victim) and left[0].moment.has_come(self.run_dir, since, self.num_lines):
                     fault = left.pop(0)
                     self.told.append(f"{fault} with {len(read_journal(self.run_dir))} lines")
                     if fault.victim in ENDS:
@@ -112,6 +116,9 @@ class Ordeal:
             assert driver.returncode in (0, *(code for _, code in ENDS.values())), self.user.log.read_text()
         assert_nothing_changed(before, self.run_dir)
         return left if driver.returncode else []
+
+    def _is_there(self, victim: str) -> bool:
+        return victim != "worker" or bool(find_workers(self.user))
 
     def _end(self, driver: "subprocess.Popen[str]", how: str) -> None:
         """End the driver, unless it has just ended by itself; nothing of it may stay."""
@@ -130,9 +137,10 @@ class Ordeal:
         elif victim == "trial":
             kill(read_journal(self.run_dir)[-1]["worker"]["pid"])
         else:
-            for worker in find_workers(self.user)[len(self.told) % 3 :][:1]:  # an older or a younger one
-                self.told[-1] += f": {worker.cmdline()[0]}"
-                kill(worker.pid)
+            workers = find_workers(self.user)
+            worker = workers[len(self.told) % len(workers)]  # an older or a younger one
+            self.told[-1] += f": {worker.cmdline()[0]}"
+            kill(worker.pid)
 
 
 def find_workers(user: User) -> list[psutil.Process]:

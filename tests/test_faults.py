@@ -82,8 +82,8 @@ def user(tmp_path: Path) -> User:
 @pytest.mark.parametrize(
     ("mode", "seed", "num", "victims"),
     [
-        ("one at a time", 1, 3, ("driver", "ctrl-c", "sigterm")),
-        ("no early stopping", 2, 4, ("driver", "trial", "worker", "trial")),
+        ("one at a time", 16, 3, ("driver", "ctrl-c", "sigterm")),
+        ("no early stopping", 6, 4, ("driver", "trial", "worker", "trial")),
     ],
 )
 def test_a_run_that_is_killed_ends_as_one_that_was_not(
