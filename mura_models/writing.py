@@ -35,15 +35,15 @@ def is_storage_trouble(error: OSError) -> bool:
 
 
 @contextmanager
-def told_as_storage_error(path: Path) -> Iterator[None]:
-    """Turn a disk's fault while `path` is written into a StorageError of one line."""
+def told_as_storage_error(path: Path, what: str = "written") -> Iterator[None]:
+    """Turn a disk's fault while `path` is `what` (written, read) into a StorageError of one line."""
     try:
         yield
     except OSError as error:
         if not is_storage_trouble(error):
             raise
         raise StorageError(
-            f"{path}: cannot be written ({error.strerror}); mend that or make room, and the same command continues"
+            f"{path}: cannot be {what} ({error.strerror}); mend that or make room, and the same command continues"
         ) from error
 
 
@@ -52,11 +52,20 @@ def write_patiently(write: Callable[[], Result], path: Path, *, patience_s: floa
 
     write: does nothing by halves: it may be called anew after it failed.
     """
+    return _try_patiently(write, path, "written", patience_s)
+
+
+def read_patiently(path: Path, *, patience_s: float = PATIENCE_S) -> bytes:
+    """Read a file, again and again while its disk fails. Raises StorageError when patience is over."""
+    return _try_patiently(path.read_bytes, path, "read", patience_s)
+
+
+def _try_patiently(act: Callable[[], Result], path: Path, what: str, patience_s: float) -> Result:
     end = time.monotonic() + patience_s
     while True:
         try:
-            with told_as_storage_error(path):
-                return write()
+            with told_as_storage_error(path, what):
+                return act()
         except StorageError:
             if time.monotonic() >= end:
                 raise

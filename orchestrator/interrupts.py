@@ -39,9 +39,14 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Undo what a library does to the handlers: Ray's would leave by itself."""
+    """Undo what a library does to the handlers: Ray's leaves by itself, with the signal's number as exit code."""
     with _handled_by(None):
-        yield
+        try:
+            yield
+        except SystemExit as leaving:
+            if leaving.code in SIGNALS:
+                raise Interrupted(int(leaving.code)) from None
+            raise
 
 
 @contextmanager

@@ -4,6 +4,8 @@ A trial's weights travel to it through Ray and lie in the run directory, whole, 
 also tells trials where their stage's rows are: a reference that Tune is given itself is never let go again.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mura_models.errors import StorageError
 from mura_models.seals import is_sealed
-from mura_models.writing import PATIENCE_S, whole_file, write_patiently
+from mura_models.writing import PATIENCE_S, read_patiently, whole_file, write_patiently
 from orchestrator.rundir import RunDir
 
 KEEPER_NAME = "checkpoint-keeper"
@@ -43,21 +45,24 @@ def write_checkpoint(rundir: RunDir, trial: str, content: bytes, *, patience_s: 
     write_patiently(write, path, patience_s=patience_s)
 
 
-def read_checkpoint(rundir: RunDir, trial: str) -> Kept:
-    """Give the trial's last checkpoint, or, where that is damaged, the one before."""
-    damaged = []
+def read_checkpoint(rundir: RunDir, trial: str, *, patience_s: float = PATIENCE_S) -> Kept:
+    """Give the trial's last checkpoint, or, where that is damaged, the one before.
+
+    Raises StorageError where the disk stays broken: what cannot be read now is not lost, and nothing may be written
+    over it.
+    """
+    is_damaged = False
     for path in (rundir.checkpoint(trial), rundir.previous_checkpoint(trial)):
         try:
-            content = path.read_bytes()
+            content = read_patiently(path, patience_s=patience_s)
         except FileNotFoundError:
             continue
-        except OSError as error:
-            damaged.append(f"cannot be read ({error.strerror})")
-            continue
+        except OSError:  # somebody's folder of that name, say
+            content = b""
         if is_sealed(content):
-            return Kept(content, f"the last checkpoint {damaged[0]}: went on from the one before" if damaged else None)
-        damaged.append("is damaged")
-    return Kept(None, f"the checkpoint {damaged[0]}: begun anew" if damaged else None)
+            return Kept(content, "the last checkpoint is damaged: went on from the one before" if is_damaged else None)
+        is_damaged = True
+    return Kept(None, "the checkpoint is damaged: begun anew" if is_damaged else None)
 
 
 def remove_checkpoints(rundir: RunDir, trial: str) -> None:
@@ -84,20 +89,26 @@ class CheckpointKeeper:
 
     def keep(self, trial: str, content: bytes) -> None:
         """Write a trial's checkpoint. Raises StorageError; once it has, it waits no more: the run is ending."""
-        try:
+        with self._losing_patience():
             write_checkpoint(self._rundir, trial, content, patience_s=self._patience_s)
+
+    def load(self, trial: str, starts_from: str = "") -> Kept:
+        """Give the trial's checkpoint, else the one it starts from, if there is either. Raises as `keep` does."""
+        with self._losing_patience():
+            kept = read_checkpoint(self._rundir, trial, patience_s=self._patience_s)
+            if kept.content is None and starts_from:
+                origin = read_checkpoint(self._rundir, starts_from, patience_s=self._patience_s)
+                return Kept(origin.content, kept.note or origin.note)
+            return kept
+
+    @contextmanager
+    def _losing_patience(self) -> Iterator[None]:
+        try:
+            yield
         except StorageError:
             self._patience_s = 0.0
             raise
         self._patience_s = PATIENCE_S
-
-    def load(self, trial: str, starts_from: str = "") -> Kept:
-        """Give the trial's checkpoint, else the one it starts from, if there is either."""
-        kept = read_checkpoint(self._rundir, trial)
-        if kept.content is None and starts_from:
-            origin = read_checkpoint(self._rundir, starts_from)
-            return Kept(origin.content, kept.note or origin.note)
-        return kept
 
 
 def start_keeper(rundir: RunDir) -> Any:

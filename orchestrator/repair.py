@@ -1,13 +1,11 @@
 """What a winner ships, read from its checkpoint; where that was damaged since, trained again from the one before."""
 
-from typing import Any
-
 import ray
 
 from mura_models.checkpoints import Checkpoint
-from orchestrator.keeper import Kept, read_checkpoint
+from orchestrator.keeper import Kept, read_checkpoint, write_checkpoint
 from orchestrator.search import Stage
-from orchestrator.trial import Job, make_training
+from orchestrator.trial import Job, StageInputs, make_training
 
 
 def read_shipped(stage: Stage, job: Job, num_epochs: int) -> Checkpoint:
@@ -21,17 +19,18 @@ def read_shipped(stage: Stage, job: Job, num_epochs: int) -> Checkpoint:
     share = stage.share
     task = ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_calls=1)(train_again)
     shares = {"num_cpus": share.num_cpus, "num_gpus": share.num_gpus}
-    return Checkpoint.from_bytes(ray.get(task.remote(stage.keeper, job, kept, num_epochs, **shares)))
+    content = ray.get(task.remote(job, stage.inputs, kept, num_epochs, **shares))
+    write_checkpoint(stage.rundir, job.trial, content)
+    return Checkpoint.from_bytes(content)
 
 
-def train_again(keeper: Any, job: Job, kept: Kept, num_epochs: int, *, num_cpus: float, num_gpus: float) -> bytes:
-    """Train a job up to an epoch, from what is kept of it, and give its checkpoint, which is then kept."""
-    (reference,) = ray.get(keeper.find_inputs.remote())
-    training = make_training(job, ray.get(reference), num_cpus=num_cpus, num_gpus=num_gpus)
+def train_again(
+    job: Job, inputs: StageInputs, kept: Kept, num_epochs: int, *, num_cpus: float, num_gpus: float
+) -> bytes:
+    """Train a job up to an epoch, from what is kept of it, and give its checkpoint."""
+    training = make_training(job, inputs, num_cpus=num_cpus, num_gpus=num_gpus)
     if kept.content is not None:
         training.restore(kept.content)
     while training.epoch < num_epochs:
         training.train_epoch()
-    content = training.save()
-    ray.get(keeper.keep.remote(job.trial, content))
-    return content
+    return training.save()

@@ -34,6 +34,7 @@ class Ladder:
         self.metric = metric
         self._rungs = sorted(list_rungs(grace_epochs=grace_epochs, num_epochs=num_epochs))
         self._arrivals: dict[int, set[str]] = defaultdict(set)
+        self._stood_at: dict[str, int] = {}
         self._asha = AsyncHyperBandScheduler(
             time_attr="epoch",
             metric=metric,
@@ -48,13 +49,18 @@ class Ladder:
         self._asha.on_trial_add(None, SimpleNamespace(trial_id=trial))
 
     def is_to_stop(self, trial: str, epoch: int, score: float) -> bool:
-        """Record a trial's score at an epoch and say whether it ends here."""
-        num_passed = bisect_right(self._rungs, epoch)
-        arrivals = self._arrivals[num_passed]
-        arrivals.add(trial)
+        """Record a trial's score at the first epoch at or past a rung, and say whether it ends here.
+
+        Ray is told of no other epoch: past its last rung it would judge a trial at those that it had skipped.
+        """
+        rung = bisect_right(self._rungs, epoch)
+        if rung <= self._stood_at.get(trial, 0):
+            return False
+        self._stood_at[trial] = rung
+        self._arrivals[rung].add(trial)
         result = {"epoch": epoch, self.metric: score}
         decision = self._asha.on_trial_result(None, SimpleNamespace(trial_id=trial), result)
-        return bool(decision == TrialScheduler.STOP) and num_passed > 0 and len(arrivals) > MIN_PEERS
+        return bool(decision == TrialScheduler.STOP) and len(self._arrivals[rung]) > MIN_PEERS
 
 
 def list_rungs(*, grace_epochs: int, num_epochs: int) -> frozenset[int]:
@@ -155,9 +161,12 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         result = _unflatten(result)
         search, name = _identify(trial)
         self.halted = self.halted or result.get("storage_error")
-        if self.halted or self._journal.has(name, result["epoch"]):
+        if self.halted or name in self._journal.final_states():
             return
         failure = result.get("failure")
+        if self._journal.has(name, result["epoch"]):
+            self._give_up(search, name, f"trained again from a checkpoint, it ended at epoch {result['epoch']} already")
+            return
         if not failure:
             self._judge(search, name, result["epoch"], result["metrics"])
         self._write(search, name, result, state="FAILED" if failure else "COMPLETE", why=failure)
@@ -176,6 +185,10 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
             return
         cause = str(trial.get_error() or "").strip().splitlines()
         why = f"the worker failed {self._num_failures[name]} times{f': {hide_folders(cause[-1])}' if cause else ''}"
+        self._give_up(search, name, why)
+
+    def _give_up(self, search: str, name: str, why: str) -> None:
+        """Write down, behind the last epoch of a trial, that it failed."""
         result = {"epoch": self._journal.last_epoch(name) + 1, "metrics": {}}
         self._write(search, name, result, state="FAILED", why=why)
 

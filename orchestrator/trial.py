@@ -91,7 +91,12 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
         self.training = make_training(self.job, self.stage, num_cpus=config["num_cpus"], num_gpus=config["num_gpus"])
         self.kept_at = time.monotonic()
         self.replay: list[dict[str, Any]] = []
-        checkpoint, self.note = ray.get(self.inputs.keeper.load.remote(self.job.trial, self.job.starts_from))
+        self.storage_error: str | None = None
+        try:
+            checkpoint, self.note = ray.get(self.inputs.keeper.load.remote(self.job.trial, self.job.starts_from))
+        except StorageError as error:
+            self.storage_error = _tell_cause(error)
+            return
         if checkpoint is not None:
             self.training.restore(checkpoint)
             self.replay = list(self.training.history)
@@ -99,8 +104,10 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Run one epoch; epochs that the checkpoint already has are told again, not run again.
 
-        Where the disk does not take the checkpoint, the trial ends there, to go on with the next command.
+        Where the disk does not give or take the checkpoint, the trial ends there, to go on with the next command.
         """
+        if self.storage_error:
+            return {"epoch": 0, "metrics": {}, "done": True, "storage_error": self.storage_error}
         if self.replay:
             return self._tell(Epoch(**self.replay.pop(0)))
         epoch = self.training.train_epoch()
@@ -108,7 +115,7 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
             try:
                 ray.get(self.inputs.keeper.keep.remote(self.job.trial, self.training.save()))
             except StorageError as error:
-                return self._tell(epoch) | {"done": True, "storage_error": str(getattr(error, "cause", error))}
+                return self._tell(epoch) | {"done": True, "storage_error": _tell_cause(error)}
             self.kept_at = time.monotonic()
         note, self.note = self.note, None
         return self._tell(epoch, note=note)
@@ -132,6 +139,11 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
             "done": epoch.is_last,
             "worker": worker,
         }
+
+
+def _tell_cause(error: StorageError) -> str:
+    """Give the line of the keeper's own error, without the traceback that Ray adds on its way."""
+    return str(getattr(error, "cause", error))
 
 
 class ProbeTrial(TunedTrial):

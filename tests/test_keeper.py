@@ -1,6 +1,7 @@
 """Checkpoints on the disk: the last one, the one before, and what is done where one is damaged."""
 
 import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +77,35 @@ def test_a_trial_takes_up_another_ones_where_it_has_none(rundir):
 def test_both_checkpoints_of_a_loser_go(rundir):
     remove_checkpoints(rundir, TRIAL)
     assert list_names(rundir.checkpoints) == []
+
+
+def fail_to_read(monkeypatch, num_times):
+    """Let a file server be away for so many reads."""
+    read_bytes, left = Path.read_bytes, iter(range(num_times))
+
+    def read(path):
+        if next(left, None) is not None:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr("mura_models.writing.RETRY_EVERY_S", 0.001)
+
+
+def test_a_checkpoint_that_cannot_be_read_for_a_while_is_waited_for(rundir, monkeypatch):
+    fail_to_read(monkeypatch, 3)
+    assert read_checkpoint(rundir, TRIAL) == (make_content(2), None)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_damaged(rundir, monkeypatch):
+    """Else the trial would begin anew and write over what is there."""
+    keeper = CheckpointKeeper(str(rundir.root))
+    keeper._patience_s = 0.0
+    with monkeypatch.context() as patched:
+        fail_to_read(patched, 1000)
+        with pytest.raises(StorageError, match=r"cannot be read \(Stale file handle\)"):
+            keeper.load(TRIAL)
+    assert keeper.load(TRIAL) == (make_content(2), None)
 
 
 def test_a_full_disk_is_said_and_the_old_checkpoint_stays(rundir, monkeypatch):

@@ -22,9 +22,10 @@ from ray_helpers import BIN, TINY, User, find_free_port, make_user, read_journal
 from safetensors.torch import load
 
 from mura_models.checkpoints import Checkpoint
+from mura_models.errors import StorageError
 from orchestrator.cluster import share_cluster
 from orchestrator.config import Placement, RunConfig
-from orchestrator.keeper import start_keeper
+from orchestrator.keeper import CheckpointKeeper, Kept, start_keeper
 from orchestrator.plan import Plan, make_plan
 from orchestrator.repair import read_shipped
 from orchestrator.rundir import RunDir
@@ -165,6 +166,26 @@ def test_a_keeper_that_dies_is_told_again_where_the_rows_are(tmp_path: Path) -> 
 
     with local_ray(num_cpus=1):
         stage = make_stage(config, plan, data, tmp_path, on_line=kill_once)
+        run_search(stage)
+    assert [line["state"] for line in read_journal(tmp_path)].count("COMPLETE") == NUM_GPUS
+
+
+def test_a_disk_that_gives_no_checkpoint_ends_the_search_in_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    """A trial that began anew would write over what is there."""
+    config, plan = plan_one_trial_a_search(num_epochs=2)
+    data = {search: make_probe_data(search.split("/")[0].split(":")[-1]) for search in plan.searches}
+
+    class KeeperWithoutDisk(CheckpointKeeper):
+        def load(self, trial: str, starts_from: str = "") -> Kept:
+            raise StorageError("the checkpoint: cannot be read (Stale file handle)")
+
+    with local_ray(num_cpus=2):
+        stage = make_stage(config, plan, data, tmp_path, on_line=lambda line: None)
+        broken = replace(stage, keeper=ray.remote(KeeperWithoutDisk).options(num_cpus=0).remote(str(tmp_path)))
+        broken.hold_inputs()
+        with pytest.raises(StorageError, match=r"^the checkpoint: cannot be read"):
+            run_search(broken)
+        assert not (tmp_path / "journal.jsonl").exists()
         run_search(stage)
     assert [line["state"] for line in read_journal(tmp_path)].count("COMPLETE") == NUM_GPUS
 

@@ -146,6 +146,15 @@ def test_a_trial_whose_warm_up_is_over_late_stands_at_the_rung_it_passed(path):
     assert not driver.report(EASY, 3, 3, 0.1)
 
 
+def test_a_trial_whose_warm_up_ends_past_two_rungs_is_not_judged_at_the_lower_one_later(path):
+    driver = Driver(path, own_grace={f"{EASY}/004": 5})
+    driver.climb(EASY, [0.8, 0.8, 0.8, 0.8])
+    for epoch in range(1, 5 + 1):
+        assert driver.report(EASY, 4, epoch, 0.9)
+    assert driver.report(EASY, 4, 6, 0.1)
+    assert driver.report(EASY, 4, 7, 0.1)
+
+
 def test_the_rungs_are_where_asha_has_them():
     assert list_rungs(grace_epochs=2, num_epochs=8) == {2, 4}
     assert list_rungs(grace_epochs=7, num_epochs=16) == {7, 14}
@@ -221,6 +230,19 @@ def test_a_continued_trial_that_dies_leaves_no_epoch_twice(path):
     table = Journal(path).to_table()
     assert not table.duplicated(["trial", "epoch"]).any()
     assert Journal(path).final_states()[f"{EASY}/000"]["state"] == "FAILED"
+
+
+def test_a_continued_trial_that_ends_before_what_is_written_has_failed(path):
+    """On a GPU the epochs that are trained again may come out otherwise, and patience may end earlier."""
+    driver = Driver(path)
+    for epoch in (1, 2, 3):
+        driver.report(EASY, 0, epoch, 0.7)
+    resumed = Driver(path)
+    resumed.report(EASY, 0, 1, 0.7)
+    resumed.report(EASY, 0, 2, 0.7, is_last=True)
+    last = Journal(path).final_states()[f"{EASY}/000"]
+    assert (last["state"], last["epoch"]) == ("FAILED", 4)
+    assert last["why"] == "trained again from a checkpoint, it ended at epoch 2 already"
 
 
 def test_an_epoch_told_twice_is_judged_once(path):
