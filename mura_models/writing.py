@@ -122,8 +122,8 @@ def replace_folder(aside: Path, path: Path) -> None:
 
 
 def remove_unfinished(folder: Path, *, older_than_s: float = 0.0) -> None:
-    """Remove what writers that were killed left in this folder and below it."""
-    for left in list(folder.rglob(f".*{UNFINISHED}")):
+    """Remove what writers that were killed left in this folder; those below it may be somebody else's."""
+    for left in list(folder.glob(f".*{UNFINISHED}")):
         try:
             is_old = time.time() - left.stat().st_mtime >= older_than_s
         except FileNotFoundError:  # its writer has just finished

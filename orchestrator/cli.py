@@ -34,7 +34,7 @@ def run_command(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="run_study.py", description=RUN_HELP)
     add_run_arguments(parser)
     arguments = parser.parse_args(argv)
-    return guard(lambda: run(arguments))
+    return guard(lambda: run(arguments), is_fresh=arguments.fresh)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,11 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_arguments(command)
         command.set_defaults(action=action)
     arguments = parser.parse_args(argv)
-    return guard(lambda: arguments.action(arguments))
+    return guard(lambda: arguments.action(arguments), is_fresh=getattr(arguments, "fresh", False))
 
 
-def guard(action: Callable[[], None]) -> int:
-    """Turn what a user can mend into one line and a code; our own bugs stay tracebacks."""
+def guard(action: Callable[[], None], *, is_fresh: bool = False) -> int:
+    """Turn what a user can mend into one line and a code; our own bugs stay tracebacks.
+
+    is_fresh: the same command would not continue, which is then said.
+    """
+    code = _guard(action)
+    if is_fresh and code not in (EXIT_OK, EXIT_USAGE):
+        print("--fresh would start anew: to go on, give this run's directory as --run-dir instead", file=sys.stderr)
+    return code
+
+
+def _guard(action: Callable[[], None]) -> int:
     try:
         with interruptible():
             action()

@@ -1,6 +1,5 @@
 """The end of a run: served models from dev, the bundle, then test, then report.json."""
 
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +60,6 @@ def conclude(work: Work, trained: Trained) -> None:
         "paper": describe_paper(work, trained, predictions) if work.config.preset == "paper" else None,
     }
     write_json(rundir.report_json, report)
-    shutil.rmtree(rundir.embeddings, ignore_errors=True)
 
 
 def decide(work: Work, trained: Trained) -> Decision:

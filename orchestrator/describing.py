@@ -7,6 +7,8 @@ import pandas as pd
 
 from mura_models.data.manifest import DataSet, study_codes
 from mura_models.data.scan import count_reasons
+from mura_models.errors import ConfigError
+from mura_models.runtimes import RuntimeChoice
 from orchestrator.ingest import Ingested
 from orchestrator.rundir import Journal, RunDir, read_json, write_json
 from orchestrator.stages import Trained
@@ -16,15 +18,26 @@ from orchestrator.work import Work
 def record_ingest(ingested: Ingested, rundir: RunDir) -> None:
     """Write ingest.json; a continued run adds to what its first start had decoded and embedded."""
     before = read_json(rundir.ingest) if rundir.ingest.exists() else {}
-    choice = ingested.choice
     content = {
         "images_decoded": ingested.num_decoded + before.get("images_decoded", 0),
         "images_embedded": ingested.num_embedded + before.get("images_embedded", 0),
         "backbone": ingested.backbone.name,
         "weights": ingested.backbone.weights_source,
-        "runtime": {"runtime": choice.runtime, "precision": choice.precision, "device": choice.device},
+        "runtime": asdict(ingested.choice),
     }
     write_json(rundir.ingest, content)
+
+
+def read_runtime(rundir: RunDir) -> RuntimeChoice | None:
+    """Say what made the embeddings of a run that was begun before; None where none are made yet."""
+    if not rundir.ingest.exists():
+        return None
+    try:
+        return RuntimeChoice(**read_json(rundir.ingest)["runtime"])
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{rundir.ingest}: not written by this program; give another --run-dir, or --fresh"
+        ) from error
 
 
 def describe_data(dataset: DataSet, manifest: pd.DataFrame, quarantine: pd.DataFrame) -> dict[str, Any]:

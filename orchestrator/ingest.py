@@ -18,7 +18,7 @@ import torch
 from mura_models.backbones import Backbone, load_backbone
 from mura_models.data.images import decode_image
 from mura_models.data.store import CachedArray, Part, name_content, open_cached, write_cached
-from mura_models.errors import ImageError, RunError
+from mura_models.errors import ConfigError, ImageError, RunError
 from mura_models.preprocessing import Preprocessing, resize_image
 from mura_models.runtimes import RuntimeChoice, choose_runtime
 from orchestrator.config import RunConfig
@@ -43,12 +43,22 @@ class Ingested:
 
 
 def ingest(
-    config: RunConfig, manifest: pd.DataFrame, *, cache: Path, has_gpus: bool, on_progress: OnProgress
+    config: RunConfig,
+    manifest: pd.DataFrame,
+    *,
+    cache: Path,
+    has_gpus: bool,
+    begun_with: RuntimeChoice | None,
+    on_progress: OnProgress,
 ) -> Ingested:
-    """Decode and embed what the cache does not hold yet; on GPUs where trials run on GPUs."""
+    """Decode and embed what the cache does not hold yet; on GPUs where trials run on GPUs.
+
+    Raises ConfigError where that would not be as the run's trials so far were given it (`begun_with`).
+    """
     backbone = load_backbone(config.backbone)  # what is wrong with it is said before hours of decoding
     films, num_decoded = decode_films(manifest, config.preprocessing, cache=cache, on_progress=on_progress)
     choice = (choose_gpu_runtime(backbone.name) if has_gpus else None) or choose_runtime(backbone.name, "cpu")
+    check_same_device(choice, begun_with)
     embeddings, choice, num_embedded = embed_films(
         films,
         films.digests,
@@ -67,6 +77,19 @@ def ingest(
         num_embedded=num_embedded,
         failures=films.failures,
     )
+
+
+def check_same_device(choice: RuntimeChoice, begun_with: RuntimeChoice | None) -> None:
+    """Raise ConfigError where a run was begun on another device or in another precision.
+
+    Its trials would be compared on embeddings that are not the same. The runtime may differ: an ONNX export that fails
+    has torch in its place.
+    """
+    if begun_with and (begun_with.device, begun_with.precision) != (choice.device, choice.precision):
+        raise ConfigError(
+            f"this run began with embeddings made on {begun_with.device} in {begun_with.precision}, here it would be "
+            f"{choice.device} in {choice.precision}: continue it on machines like those, or give --fresh"
+        )
 
 
 def decode_films(

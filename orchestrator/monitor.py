@@ -8,6 +8,7 @@ from ray.util.metrics import Gauge
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mura_models.writing import is_storage_trouble
 from orchestrator.config import RunConfig
 from orchestrator.plan import Plan
 
@@ -42,8 +43,12 @@ class Monitor:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """Write one line."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        """Write one line; where it goes to a disk that is full, it is lost, and nothing else is."""
+        try:
+            self.console.print(text, markup=False, soft_wrap=True)
+        except OSError as error:
+            if not is_storage_trouble(error):
+                raise
 
     def say_now_and_then(self, what: str, text: str) -> None:
         """Write a line about `what`, unless one was written just now."""

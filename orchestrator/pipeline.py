@@ -1,15 +1,15 @@
 """A run, step by step; a step whose output is there is not run again."""
 
+import shutil
 from pathlib import Path
 
 from mura_models.data.manifest import DataSet
 from mura_models.errors import ConfigError, RunError
-from mura_models.writing import remove_unfinished
 from orchestrator.cluster import is_inside_job, share_cluster
 from orchestrator.concluding import conclude
 from orchestrator.config import Placement, RunConfig
 from orchestrator.datasets import cache_root
-from orchestrator.describing import record_ingest
+from orchestrator.describing import read_runtime, record_ingest
 from orchestrator.disk import format_bytes
 from orchestrator.examining import examined
 from orchestrator.exploring import explore_data
@@ -18,7 +18,7 @@ from orchestrator.keeper import start_keeper
 from orchestrator.monitor import Monitor
 from orchestrator.plan import Plan, make_plan
 from orchestrator.preparing import finish_manifest
-from orchestrator.provenance import open_run
+from orchestrator.provenance import check_finished, open_run
 from orchestrator.report import render_report
 from orchestrator.rundir import RunDir, read_json, write_table
 from orchestrator.space import forecast_run
@@ -34,43 +34,49 @@ def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Moni
     plan = make_plan(config, dataset.manifest)  # what cannot be planned is said before anything is decoded
     rundir = choose_rundir(config, placement, dataset)
     with rundir.lock():
-        remove_unfinished(rundir.root)
         open_run(rundir, config, dataset)
+        rundir.remove_unfinished()
         monitor.say(f"run directory: {rundir.root}")
         if rundir.report_json.exists():
             monitor.say("this run is finished: nothing is trained (--fresh starts anew beside it)")
-            render_report(rundir)
-            return rundir
-        with examined(config, placement, dataset.manifest, plan, rundir=rundir, monitor=monitor):
-            share = share_cluster(placement)
-            ingested = ingest(
-                config,
-                dataset.manifest,
-                cache=cache_root(),
-                has_gpus=share.num_gpus > 0,
-                on_progress=monitor.on_progress,
-            )
-            record_ingest(ingested, rundir)
-            manifest = finish_manifest(config, dataset, ingested, rundir)
-            explore_data(config, dataset, manifest, ingested.films, rundir)
-            monitor.say(f"data: {rundir.data_html.resolve()}")
-            plan = make_plan(config, manifest)
-            settle_plan(plan, rundir)
-            work = Work(
-                config=config,
-                dataset=dataset,
-                manifest=manifest,
-                plan=plan,
-                ingested=ingested,
-                rundir=rundir,
-                share=share,
-                monitor=monitor,
-            )
-            say_plan(plan, monitor)
-            trained = train_stages(work, start_keeper(rundir))
-            conclude(work, trained)
+            check_finished(rundir)
+        else:
+            with examined(config, placement, dataset.manifest, plan, rundir=rundir, monitor=monitor):
+                work = prepare(config, placement, dataset, rundir, monitor)
+                conclude(work, train_stages(work, start_keeper(rundir)))
+        shutil.rmtree(rundir.embeddings, ignore_errors=True)
         render_report(rundir)
     return rundir
+
+
+def prepare(config: RunConfig, placement: Placement, dataset: DataSet, rundir: RunDir, monitor: Monitor) -> Work:
+    """Decode, embed, cut folds, describe the data and plan: all that comes before training."""
+    share = share_cluster(placement)
+    ingested = ingest(
+        config,
+        dataset.manifest,
+        cache=cache_root(),
+        has_gpus=share.num_gpus > 0,
+        begun_with=read_runtime(rundir),
+        on_progress=monitor.on_progress,
+    )
+    record_ingest(ingested, rundir)
+    manifest = finish_manifest(config, dataset, ingested, rundir)
+    explore_data(config, dataset, manifest, ingested.films, rundir)
+    monitor.say(f"data: {rundir.data_html.resolve()}")
+    plan = make_plan(config, manifest)
+    settle_plan(plan, rundir)
+    say_plan(plan, monitor)
+    return Work(
+        config=config,
+        dataset=dataset,
+        manifest=manifest,
+        plan=plan,
+        ingested=ingested,
+        rundir=rundir,
+        share=share,
+        monitor=monitor,
+    )
 
 
 def check_searches(rundir: RunDir) -> None:

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow
 
 from mura_models.data.folds import assign_folds
 from mura_models.data.manifest import DataSet, patient_codes, study_codes
-from mura_models.errors import DataError
+from mura_models.errors import ConfigError, DataError
 from mura_models.search_data import SearchData
 from orchestrator.config import RunConfig
 from orchestrator.ingest import Ingested
@@ -34,8 +35,24 @@ def finish_manifest(config: RunConfig, dataset: DataSet, ingested: Ingested, run
             raise DataError(f"no usable {split} image is left: {rundir.quarantine} says why")
     folds = assign_folds(manifest, num_folds=config.num_folds, seed=config.seed)
     manifest = manifest.assign(fold=folds)
+    if rundir.plan.exists():  # trials may have been trained
+        check_same_folds(manifest, rundir)
     write_table(rundir.manifest, manifest)
     return manifest
+
+
+def check_same_folds(manifest: pd.DataFrame, rundir: RunDir) -> None:
+    """Raise ConfigError where the manifest that the run was begun with has other rows or folds."""
+    if not rundir.manifest.exists():
+        return
+    try:
+        there = pd.read_parquet(rundir.manifest, columns=["path", "fold"])
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ConfigError(f"{rundir.manifest}: damaged ({error}); --fresh starts anew beside it") from error
+    if list(there.itertuples(index=False)) != list(manifest[["path", "fold"]].itertuples(index=False)):
+        raise ConfigError(
+            f"{rundir.manifest}: another version of this program cut other folds; --fresh starts anew beside it"
+        )
 
 
 def gather_data(work: Work, plan: Plan, base: str) -> dict[str, SearchData]:

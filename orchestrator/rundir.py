@@ -1,6 +1,6 @@
 """The run directory: the only place that knows file names, its lock and the journal.
 
-run.json  manifest.parquet  quarantine.csv  exploration.json  samples/  data.html  plan.csv  journal.jsonl
+run.json  ingest.json  manifest.parquet  quarantine.csv  exploration.json  samples/  data.html  plan.csv  journal.jsonl
 audit.jsonl  refit.jsonl  trials.parquet  served.json  predictions.parquet  report.json  report.html  figures/
 bundle/  checkpoints/  embeddings/
 """
@@ -20,7 +20,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from mura_models.errors import ConfigError
-from mura_models.writing import whole_file, write_patiently
+from mura_models.writing import remove_unfinished, whole_file, write_patiently
 
 MAX_NAME_CHARACTERS = 150
 """Of a checkpoint's file name; file systems allow 255 bytes, and a file in the making has a longer name."""
@@ -144,6 +144,11 @@ class RunDir:
         """Name the checkpoint that a trial had before its last."""
         return self.checkpoint(trial).with_suffix(".previous.safetensors")
 
+    def remove_unfinished(self) -> None:
+        """Remove what a driver that was killed had begun to write."""
+        for folder in (self.root, self.checkpoints, self.embeddings):
+            remove_unfinished(folder)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep a second driver out while this one runs; the lock dies with its process."""
@@ -158,6 +163,10 @@ class RunDir:
             except BlockingIOError:
                 raise ConfigError(
                     f"{self.root}: another run is writing here; wait for it, or give another --run-dir"
+                ) from None
+            except OSError as error:  # some file systems of clusters have none unless mounted with them
+                raise ConfigError(
+                    f"run-dir={self.root}: its disk has no locks ({error.strerror}); give one on another disk"
                 ) from None
             yield
 

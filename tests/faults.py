@@ -25,6 +25,10 @@ MODES = {
 """The first two promise the same winners and figures after any fault, the third only that nothing is lost."""
 
 
+FOLLOW_S = 180
+"""Within which Ray ends after its driver was killed; seconds on an idle machine, a minute and more under load."""
+
+
 @dataclass(frozen=True)
 class Moment:
     """When something happens in a run: in one of its parts, and where in it."""
@@ -103,7 +107,7 @@ class Ordeal:
         before = take_stock(self.run_dir)
         with self.user.start(*command, **self.environment) as driver:
             while left and driver.poll() is None:
-                if self._is_there(left[0].victim) and left[0].moment.has_come(self.run_dir, since, self.num_lines):
+                if left[0].moment.has_come(self.run_dir, since, self.num_lines) and self._is_there(left[0].victim):
                     fault = left.pop(0)
                     self.told.append(f"{fault} with {len(read_journal(self.run_dir))} lines")
                     if fault.victim in ENDS:
@@ -125,7 +129,7 @@ class Ordeal:
         number, code = ENDS[how]
         driver.send_signal(number)
         driver.wait(120)
-        wait_until(lambda: not self.user.processes(), "Ray to follow its driver", timeout_s=180)
+        wait_until(lambda: not self.user.processes(), "Ray to follow its driver", timeout_s=FOLLOW_S)
         assert driver.returncode in (0, code), self.user.log.read_text()
         log = self.user.log.read_text()
         assert "Traceback" not in log
@@ -138,20 +142,23 @@ class Ordeal:
             kill(read_journal(self.run_dir)[-1]["worker"]["pid"])
         else:
             workers = find_workers(self.user)
-            worker = workers[len(self.told) % len(workers)]  # an older or a younger one
-            self.told[-1] += f": {worker.cmdline()[0]}"
-            kill(worker.pid)
+            pid = sorted(workers)[len(self.told) % len(workers)]  # an older or a younger one
+            self.told[-1] += f": {workers[pid]}"
+            kill(pid)
 
 
-def find_workers(user: User) -> list[psutil.Process]:
-    """Find Ray's worker processes: tasks, trials, the keeper of checkpoints and those that wait for work."""
-    found = []
+def find_workers(user: User) -> dict[int, str]:
+    """Find Ray's worker processes: tasks, trials, the keeper of checkpoints and those that wait for work.
+
+    Gives what each calls itself by its process id.
+    """
+    found = {}
     for process in user.processes():
         with suppress(psutil.Error):
-            name = process.cmdline()[0]
+            name = " ".join(process.cmdline())
             if name.startswith("ray::") and "Agent" not in name:  # an agent takes its node with it
-                found.append(process)
-    return sorted(found, key=lambda process: process.pid)
+                found[process.pid] = name
+    return found
 
 
 def kill(pid: int) -> None:

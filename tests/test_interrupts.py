@@ -3,10 +3,14 @@
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from orchestrator.cli import guard
 from orchestrator.interrupts import Interrupted, handlers_kept, interruptible, uninterrupted
+from orchestrator.monitor import Monitor
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -40,3 +44,21 @@ def test_an_exit_that_no_signal_asked_for_stays_one():
 def test_a_clean_up_is_not_cut_short():
     with interruptible(), uninterrupted():
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_where_the_same_command_would_not_continue_it_is_said(capsys):
+    def stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert guard(stop) == 143
+    assert capsys.readouterr().err == "stopped: the same command continues from here\n"
+    assert guard(stop, is_fresh=True) == 143
+    assert "give this run's directory as --run-dir" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is always full is Linux's")
+def test_a_terminal_that_is_a_file_on_a_full_disk_ends_no_run():
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        monitor = Monitor(Console(file=full))
+        for _ in range(3):
+            monitor.say("a line" * 4000)

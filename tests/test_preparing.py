@@ -9,8 +9,10 @@ from conftest import make_manifest
 
 from mura_models.data.manifest import DataSet
 from mura_models.errors import ConfigError, DataError, RunError
+from mura_models.runtimes import RuntimeChoice
 from orchestrator.config import RunConfig
-from orchestrator.ingest import read_again
+from orchestrator.describing import read_runtime, record_ingest
+from orchestrator.ingest import check_same_device, read_again
 from orchestrator.pipeline import settle_plan
 from orchestrator.plan import make_plan
 from orchestrator.preparing import finish_manifest
@@ -61,6 +63,36 @@ def test_nothing_left_of_a_split_is_one_clear_line(tmp_path):
     manifest = make_manifest()
     with pytest.raises(DataError, match="no usable train image is left"):
         finish(manifest, manifest["split"] == "train", tmp_path)
+
+
+def test_folds_that_another_version_cut_are_not_continued(tmp_path):
+    """Else trials of one search would be compared on other rows."""
+    manifest = make_manifest()
+    finished, _ = finish(manifest, [], tmp_path)
+    (tmp_path / "plan.csv").write_text("trial\n")
+    finish(manifest, [], tmp_path)  # the same command continues
+    finished.assign(fold=finished["fold"].map({0: 1, 1: 0, -1: -1})).to_parquet(tmp_path / "manifest.parquet")
+    with pytest.raises(ConfigError, match="another version of this program cut other folds"):
+        finish(manifest, [], tmp_path)
+    (tmp_path / "manifest.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match=r"manifest\.parquet: damaged"):
+        finish(manifest, [], tmp_path)
+
+
+def test_a_run_is_not_continued_on_embeddings_of_another_precision(tmp_path):
+    on_gpu = RuntimeChoice(runtime="torch", precision="bfloat16", device="cuda")
+    on_cpu = RuntimeChoice(runtime="onnxruntime", precision="float32", device="cpu")
+    rundir = RunDir(tmp_path)
+    assert read_runtime(rundir) is None
+    check_same_device(on_cpu, None)
+    backbone = SimpleNamespace(name="x", weights_source="none")
+    record_ingest(SimpleNamespace(choice=on_gpu, num_decoded=1, num_embedded=1, backbone=backbone), rundir)
+    assert read_runtime(rundir) == on_gpu
+    check_same_device(on_gpu, read_runtime(rundir))
+    with pytest.raises(
+        ConfigError, match="began with embeddings made on cuda in bfloat16, here it would be cpu in float32"
+    ):
+        check_same_device(on_cpu, read_runtime(rundir))
 
 
 def test_a_plan_of_another_version_is_not_continued(tmp_path):

@@ -1,5 +1,6 @@
 """The run directory: whole files or none, a journal that survives its writer, one driver at a time."""
 
+import errno
 import json
 import math
 import subprocess
@@ -12,6 +13,7 @@ from conftest import list_names
 
 from mura_models.errors import ConfigError
 from mura_models.writing import whole_file, whole_folder
+from orchestrator.provenance import check_finished
 from orchestrator.rundir import Journal, RunDir, read_json, to_plain, write_json, write_table
 
 WEIRD_BONES = ["../../etc", "a/b", "été", "手", "with space", "..", ".", "a%2Fb", "C:\\x", "", "x" * 100, "手" * 30]
@@ -208,3 +210,32 @@ def test_a_run_directory_that_is_a_file_is_refused_in_one_line(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match="taken"), RunDir(tmp_path / "taken").lock():
         pass
+
+
+def test_a_disk_without_locks_is_said_in_one_line(tmp_path, monkeypatch):
+    def refuse(handle, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(ConfigError, match=r"its disk has no locks \(Function"), RunDir(tmp_path).lock():
+        pass
+
+
+def test_what_a_killed_driver_began_goes_and_nothing_of_anybody_elses(tmp_path):
+    rundir = RunDir(tmp_path)
+    mine = [tmp_path / ".run.json.abc.part", rundir.checkpoints / ".baseline.abc.part"]
+    others = [tmp_path / "other-run" / ".run.json.abc.part", tmp_path / "plan.csv"]
+    for path in (*mine, *others):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    rundir.remove_unfinished()
+    assert [path.exists() for path in (*mine, *others)] == [False, False, True, True]
+
+
+def test_a_finished_run_that_lost_a_table_is_named_in_one_line(tmp_path):
+    rundir = RunDir(tmp_path)
+    for path in (rundir.report_json, rundir.served, rundir.exploration):
+        write_json(path, {})
+    write_table(rundir.trials, pd.DataFrame({"trial": ["a"]}))
+    with pytest.raises(ConfigError, match=r"has no predictions\.parquet; --fresh runs it anew beside"):
+        check_finished(rundir)

@@ -58,16 +58,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_beside(tmp_path, whole):
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / f".trial.abc{UNFINISHED}").write_text("half")
+    (tmp_path / f".trial.abc{UNFINISHED}").write_text("half")
     (tmp_path / f".bundle.abc{UNFINISHED}").mkdir()
     (tmp_path / f".bundle.abc{UNFINISHED}" / "bundle.json").write_text("half")
     (tmp_path / "report.json").write_text("{}")
     remove_unfinished(tmp_path, older_than_s=3600)
     assert len(list_names(tmp_path)) == 3
     remove_unfinished(tmp_path)
-    assert list_names(tmp_path) == ["checkpoints", "report.json"]
-    assert list_names(tmp_path / "checkpoints") == []
+    assert list_names(tmp_path) == ["report.json"]
 
 
 def test_a_line_that_was_written_by_half_is_written_anew(tmp_path, monkeypatch):
