@@ -1,5 +1,6 @@
 """The cache of films and embeddings: rows by the digest of a file, whole or not at all."""
 
+import errno
 import os
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from conftest import list_names
 
 from mura_models.data.store import name_content, open_cached, write_cached
+from mura_models.errors import StorageError
 
 DIGESTS = ("cc", "aa", "dd", "bb")
 
@@ -97,6 +99,46 @@ def test_what_a_stopped_writer_left_counts_only_as_far_as_it_is_whole(tmp_path, 
     log.write_bytes(log.read_bytes()[:-4])
     entry = write_cached(tmp_path / "films", DIGESTS, lambda left: [(left, make_rows(left), {})], **shape)
     assert np.array_equal(entry.rows, make_rows(entry.digests))
+
+
+def refuse_room(handle, start, num_bytes):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def leave_array_with_holes(folder):
+    """Leave what a writer does that is killed before it has taken the room for its rows."""
+    folder.mkdir()
+    np.lib.format.open_memmap(folder / "all.npy", mode="w+", dtype=np.uint8, shape=(4, 64, 64))
+    assert (folder / "all.npy").stat().st_blocks * 512 < 4 * 64 * 64
+
+
+needs_allocation = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="macOS has no posix_fallocate")
+
+
+@needs_allocation
+def test_an_array_without_its_room_on_the_disk_is_never_written_to(tmp_path, monkeypatch):
+    """The disk fills, and a write to a map whose room is not there kills the process."""
+    array = tmp_path / ".films.part" / "all.npy"
+    shape = {"row_shape": (64, 64), "dtype": "uint8"}
+
+    def produce(left):
+        assert array.stat().st_blocks * 512 >= 4 * 64 * 64
+        yield left, np.ones((4, 64, 64), np.uint8), {}
+
+    leave_array_with_holes(array.parent)
+    monkeypatch.setattr("os.posix_fallocate", refuse_room)
+    with pytest.raises(StorageError, match="No space left on device"):
+        write_cached(tmp_path / "films", DIGESTS, produce, **shape)
+    monkeypatch.undo()
+    assert write_cached(tmp_path / "films", DIGESTS, produce, **shape).rows.all()
+
+
+@needs_allocation
+def test_an_array_that_finds_no_room_does_not_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.posix_fallocate", refuse_room)
+    with pytest.raises(StorageError, match="No space left on device"):
+        write(tmp_path / "films")
+    assert list_names(tmp_path / ".films.part") == []
 
 
 def test_two_writers_at_once_do_not_disturb_each_other(tmp_path):

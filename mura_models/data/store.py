@@ -192,21 +192,32 @@ def _open_rows(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
     """Open the array that a stopped writer left, else make one."""
     try:
         rows = np.lib.format.open_memmap(path, mode="r+")
-        if rows.shape == shape and rows.dtype == np.dtype(dtype):
-            return rows
+        is_ours = rows.shape == shape and rows.dtype == np.dtype(dtype)
     except (OSError, ValueError):
-        pass
+        is_ours = False
+    if is_ours:
+        _take_room(path)  # its writer may have been killed before it had
+        return rows
     path.with_name("done.jsonl").unlink(missing_ok=True)  # it speaks of another array
-    return _make_rows(path, shape, dtype)
+    return make_rows(path, shape, dtype)
 
 
-def _make_rows(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
-    """Make a mapped array with all of its room on the disk: where it is short, a write to a map kills the process."""
+def make_rows(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """Make a mapped array with all of its room on the disk. Raises OSError, and leaves no file, where that is short."""
     rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    try:
+        _take_room(path)
+    except OSError:
+        path.unlink()
+        raise
+    return rows
+
+
+def _take_room(path: Path) -> None:
+    """Take all of a file's room: where the disk is full, a write to a map of a file with holes kills the process."""
     if hasattr(os, "posix_fallocate"):  # macOS has none
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return rows
 
 
 def _keep_rows(folder: Path, rows: np.memmap, kept: list[int]) -> None:
@@ -215,7 +226,7 @@ def _keep_rows(folder: Path, rows: np.memmap, kept: list[int]) -> None:
     if len(kept) == len(rows):
         (folder / "all.npy").rename(folder / "rows.npy")
         return
-    compact = _make_rows(folder / "rows.npy", (len(kept), *rows.shape[1:]), rows.dtype.str)
+    compact = make_rows(folder / "rows.npy", (len(kept), *rows.shape[1:]), rows.dtype.str)
     for new, old in enumerate(kept):
         compact[new] = rows[old]
     compact.flush()
