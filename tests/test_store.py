@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +140,44 @@ def test_an_array_that_finds_no_room_does_not_stay(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="No space left on device"):
         write(tmp_path / "films")
     assert list_names(tmp_path / ".films.part") == []
+
+
+def fail_at_index(monkeypatch):
+    """Have the disk full when the index is written."""
+    monkeypatch.setattr(Path, "write_text", lambda path, *args, **kwargs: refuse_room(None, 0, 0))
+
+
+def fail_at_rename(monkeypatch):
+    """Have the disk full when the array gets its name."""
+    monkeypatch.setattr(Path, "rename", lambda path, target: refuse_room(None, 0, 0))
+
+
+def fail_at_publishing(monkeypatch):
+    """Have the disk full when the finished entry is put where others look."""
+    monkeypatch.setattr("mura_models.data.store.replace_folder", lambda aside, path: refuse_room(None, 0, 0))
+
+
+@pytest.mark.parametrize("failures", [{}, {"cc": "truncated"}])
+@pytest.mark.parametrize("fail", [fail_at_index, fail_at_rename, fail_at_publishing])
+def test_nothing_is_made_again_where_the_last_steps_fail(tmp_path, monkeypatch, fail, failures):
+    parts = [("aa", "dd"), ("bb",) if failures else ("bb", "cc")]
+    asked = []
+    fail(monkeypatch)
+    with pytest.raises(StorageError):
+        write(tmp_path / "films", parts, failures)
+    monkeypatch.undo()
+
+    def produce(left):
+        asked.extend(left)
+        yield left, make_rows(left).reshape(-1, 2, 3), {}
+
+    entry = write_cached(tmp_path / "films", DIGESTS, produce, row_shape=(2, 3), dtype="uint8")
+    assert asked == []
+    assert entry.failures == failures
+    assert entry.digests == tuple(digest for digest in sorted(DIGESTS) if digest not in failures)
+    assert np.array_equal(entry.rows, make_rows(entry.digests))
+    assert list_names(tmp_path) == ["films"]
+    assert list_names(tmp_path / "films") == ["index.json", "rows.npy"]
 
 
 def test_two_writers_at_once_do_not_disturb_each_other(tmp_path):
