@@ -165,7 +165,7 @@ def _find_bad_cells(rows: pd.DataFrame, needed: Iterable[str], *, check_values: 
         is_known = rows["split"].str.lower().isin(SPLITS)
         wrong.append((~is_known, "split '" + rows["split"] + "' is not train, test or dev"))
     if check_values and "fold" in rows:
-        is_number = rows["fold"].str.fullmatch(r"(-1|\d{1,4})(\.0)?|")
+        is_number = rows["fold"].str.fullmatch(r"(-1|[0-9]{1,4})(\.0)?|")
         wrong.append((~is_number, "fold '" + rows["fold"] + "' is not a whole number"))
     reasons = np.full(len(rows), "", dtype=object)
     for is_wrong, reason in reversed(wrong):
