@@ -196,6 +196,20 @@ def test_a_study_that_the_csv_labels_twice_goes(tmp_path):
     assert list(reasons(read_dataset(root)).values()) == ["study carries two labels"] * 2
 
 
+@pytest.mark.parametrize("num_studies", [len(STUDIES), 4000])
+def test_a_stray_quote_swallows_no_labels(tmp_path, num_studies):
+    root = write_tree(tmp_path / "MURA-v1.1")
+    table = root / "train_labeled_studies.csv"
+    append(table, *(f"MURA-v1.1/train/XR_HAND/patient{n:05}/study1_positive/,1" for n in range(100, 100 + num_studies)))
+    lines = table.read_text().splitlines()
+    lines[1] = f'"{lines[1]}'
+    table.write_text("\n".join(lines))
+    with pytest.raises(
+        DataError, match=r"train_labeled_studies\.csv: not a CSV \(.*, in the row that begins in line 2\)"
+    ):
+        read_dataset(root)
+
+
 def test_images_that_no_csv_lists_are_ignored_with_a_note(tmp_path):
     root = write_tree(tmp_path / "MURA-v1.1")
     (root / "train/XR_HAND/patient00001/study1_positive/image9.png").write_bytes(PNG)

@@ -1,6 +1,5 @@
 """The MURA v1.1 tree: its four CSVs, and its folder names where a CSV is missing."""
 
-import csv
 import os
 import re
 from collections import Counter
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mura_models.data.csv_manifest import LABELS, read_text, split_lines
+from mura_models.data.csv_manifest import LABELS, parse_cells, read_text, split_lines
 from mura_models.data.files import NOT_TEXT, explain, is_text, to_text
 from mura_models.data.images import READERS
 from mura_models.data.mura_counts import MURA_COUNTS, MURA_PATIENTS
@@ -166,7 +165,7 @@ def _read_labels(root: Path, split: str, notes: list[str]) -> dict[str, str] | N
     text, encoding_notes = read_text(table)
     notes += encoding_notes
     labels: dict[str, str] = {}
-    for row in csv.reader(split_lines(text)):
+    for row in parse_cells(table, text):
         parts = describe_path(row[0].strip().rstrip("/") + "/any") if len(row) > 1 else None
         if parts is not None:
             label = row[1].strip()
