@@ -33,10 +33,9 @@ def find_tree(folder: Path) -> Path | None:
     if _is_tree(folder):
         return folder
     try:
-        inside = sorted(folder.iterdir())
+        children = sorted(child for child in folder.iterdir() if child.is_dir() and not is_junk(child.name))
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({explain(error)}); give a folder that you may read") from None
-    children = [child for child in inside if child.is_dir() and not is_junk(child.name)]
     children = [child for child in children if child.name != MASKS or not is_phantom_tree(child)]
     trees = [child for child in children if _is_tree(child)]
     if len(trees) > 1:
@@ -45,10 +44,13 @@ def find_tree(folder: Path) -> Path | None:
 
 
 def _is_tree(folder: Path) -> bool:
-    return any(
-        (folder / f"{split}_image_paths.csv").is_file() or any((folder / split).glob("XR_*/patient*"))
-        for split in SPLITS
-    )
+    try:
+        return any(
+            (folder / f"{split}_image_paths.csv").is_file() or any((folder / split).glob("XR_*/patient*"))
+            for split in SPLITS
+        )
+    except PermissionError:  # not ours to enter, as a disk's `lost+found`
+        return False
 
 
 def is_phantom_tree(root: Path) -> bool:
