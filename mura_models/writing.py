@@ -2,8 +2,9 @@
 
 import errno
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,17 +68,20 @@ def write_patiently(write: Callable[[], Result], path: Path, *, patience_s: floa
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write to; it becomes `path` when the block ends well, else it vanishes.
 
+    A new file has the permissions that the user's umask leaves, one that is replaced keeps its own.
+
     Raises StorageError where the disk is full or fails.
     """
     with told_as_storage_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=UNFINISHED)
-        os.close(handle)
-        aside = Path(name)
+        mode = _read_mode(path)
+        aside = _name_aside(path)
+        os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600))
         try:
             yield aside
             _flush(aside)
-            aside.chmod(0o644)
+            if mode is not None:
+                aside.chmod(mode)
             aside.replace(path)
             _flush(path.parent)
         finally:
@@ -88,16 +92,23 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a folder beside `path` to fill; it becomes `path` when the block ends well, else it vanishes.
 
-    Raises StorageError where the disk is full or fails.
+    Its permissions are as those of `whole_file`. Raises StorageError where the disk is full or fails.
     """
-    with told_as_storage_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=UNFINISHED))
-        try:
-            yield aside
-            replace_folder(aside, path)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    with told_as_storage_error(path), folder_beside(path) as aside:
+        yield aside
+        replace_folder(aside, path)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Give a new folder beside `path`; what is still there when the block ends vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _name_aside(path)
+    aside.mkdir(0o777 if _read_mode(path) is None else 0o700)
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def replace_folder(aside: Path, path: Path) -> None:
@@ -105,11 +116,25 @@ def replace_folder(aside: Path, path: Path) -> None:
     for file in aside.rglob("*"):
         _flush(file)
     _flush(aside)
-    aside.chmod(0o755)
-    if path.exists():
+    mode = _read_mode(path)
+    if mode is not None:
+        aside.chmod(mode)
         shutil.rmtree(path)
     aside.replace(path)
     _flush(path.parent)
+
+
+def _name_aside(path: Path) -> Path:
+    """Make up a name beside `path` that nobody else has."""
+    return path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}{UNFINISHED}")
+
+
+def _read_mode(path: Path) -> int | None:
+    """Give the permissions of what is to be replaced; None where nothing is."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
 
 
 def remove_unfinished(folder: Path, *, older_than_s: float = 0.0) -> None:

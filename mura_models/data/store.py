@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mura_models.writing import UNFINISHED, remove_unfinished, replace_folder, told_as_storage_error, whole_file
+from mura_models.writing import (
+    UNFINISHED,
+    folder_beside,
+    remove_unfinished,
+    replace_folder,
+    told_as_storage_error,
+    whole_file,
+)
 
 SCHEMA = 1
 ROWS, INDEX = "rows.npy", "index.json"
@@ -113,10 +119,8 @@ def _making(folder: Path) -> Iterator[Path]:
         if _lock(handle, shared):
             yield shared
         else:
-            with tempfile.TemporaryDirectory(
-                dir=folder.parent, prefix=f".{folder.name}.", suffix=UNFINISHED, ignore_cleanup_errors=True
-            ) as own:
-                yield Path(own)
+            with folder_beside(folder) as own:
+                yield own
     finally:
         os.close(handle)
 
