@@ -23,9 +23,13 @@ RETRY_EVERY_S = 1.0
 UNFINISHED = ".part"
 """Suffix of what is being written; its name begins with a dot."""
 
+_SERVER_TROUBLE = {
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
+    *(errno.ENODEV, errno.ENXIO, errno.EREMOTEIO),
+}
 _TROUBLE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT),
-    *(errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.EACCES, errno.EPERM),
+    *_SERVER_TROUBLE,
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
 }
 """What a disk or a file server says that is full, gone or broken; none of it is a mistake of this program."""
 
@@ -33,6 +37,11 @@ _TROUBLE = {
 def is_storage_trouble(error: OSError) -> bool:
     """Tell a disk's fault from a program's."""
     return error.errno in _TROUBLE
+
+
+def is_server_trouble(error: OSError) -> bool:
+    """Tell a file server or a disk that is gone from a fault of one file; EIO may be either."""
+    return error.errno in _SERVER_TROUBLE
 
 
 @contextmanager
@@ -53,11 +62,20 @@ def write_patiently(write: Callable[[], Result], path: Path, *, patience_s: floa
 
     write: does nothing by halves: it may be called anew after it failed.
     """
+
+    def write_once() -> Result:
+        with told_as_storage_error(path):
+            return write()
+
+    return repeat_patiently(write_once, patience_s=patience_s)
+
+
+def repeat_patiently(act: Callable[[], Result], *, patience_s: float = PATIENCE_S) -> Result:
+    """Act, again and again while that raises StorageError. Raises it when patience is over."""
     end = time.monotonic() + patience_s
     while True:
         try:
-            with told_as_storage_error(path):
-                return write()
+            return act()
         except StorageError:
             if time.monotonic() >= end:
                 raise
