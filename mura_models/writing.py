@@ -156,16 +156,24 @@ def _read_mode(path: Path) -> int | None:
 
 
 def remove_unfinished(folder: Path, *, older_than_s: float = 0.0) -> None:
-    """Remove what writers that were killed left in this folder and below it."""
+    """Remove what writers that were killed left in this folder and below it.
+
+    older_than_s: leave alone what was changed in so many seconds, or holds a file that was.
+    """
     for left in list(folder.rglob(f".*{UNFINISHED}")):
         try:
-            is_old = time.time() - left.stat().st_mtime >= older_than_s
+            is_old = time.time() - _find_last_change(left) >= older_than_s
         except FileNotFoundError:  # its writer has just finished
             continue
         if is_old and left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         elif is_old:
             left.unlink(missing_ok=True)
+
+
+def _find_last_change(path: Path) -> float:
+    """Give the time of the last change: a folder's own time tells nothing of what is written to its files."""
+    return max(part.stat().st_mtime for part in (path, *path.rglob("*")))
 
 
 def _flush(path: Path) -> None:
