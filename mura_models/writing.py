@@ -2,8 +2,9 @@
 
 import errno
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,9 +23,13 @@ RETRY_EVERY_S = 1.0
 UNFINISHED = ".part"
 """Suffix of what is being written; its name begins with a dot."""
 
+_SERVER_TROUBLE = {
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
+    *(errno.ENODEV, errno.ENXIO, errno.EREMOTEIO),
+}
 _TROUBLE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT),
-    *(errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.EACCES, errno.EPERM),
+    *_SERVER_TROUBLE,
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
 }
 """What a disk or a file server says that is full, gone or broken; none of it is a mistake of this program."""
 
@@ -32,6 +37,11 @@ _TROUBLE = {
 def is_storage_trouble(error: OSError) -> bool:
     """Tell a disk's fault from a program's."""
     return error.errno in _TROUBLE
+
+
+def is_server_trouble(error: OSError) -> bool:
+    """Tell a file server or a disk that is gone from a fault of one file; EIO may be either."""
+    return error.errno in _SERVER_TROUBLE
 
 
 @contextmanager
@@ -52,20 +62,30 @@ def write_patiently(write: Callable[[], Result], path: Path, *, patience_s: floa
 
     write: does nothing by halves: it may be called anew after it failed.
     """
-    return _try_patiently(write, path, "written", patience_s)
+
+    def write_once() -> Result:
+        with told_as_storage_error(path):
+            return write()
+
+    return repeat_patiently(write_once, patience_s=patience_s)
 
 
 def read_patiently(path: Path, *, patience_s: float = PATIENCE_S) -> bytes:
     """Read a file, again and again while its disk fails. Raises StorageError when patience is over."""
-    return _try_patiently(path.read_bytes, path, "read", patience_s)
+
+    def read_once() -> bytes:
+        with told_as_storage_error(path, "read"):
+            return path.read_bytes()
+
+    return repeat_patiently(read_once, patience_s=patience_s)
 
 
-def _try_patiently(act: Callable[[], Result], path: Path, what: str, patience_s: float) -> Result:
+def repeat_patiently(act: Callable[[], Result], *, patience_s: float = PATIENCE_S) -> Result:
+    """Act, again and again while that raises StorageError. Raises it when patience is over."""
     end = time.monotonic() + patience_s
     while True:
         try:
-            with told_as_storage_error(path, what):
-                return act()
+            return act()
         except StorageError:
             if time.monotonic() >= end:
                 raise
@@ -76,17 +96,20 @@ def _try_patiently(act: Callable[[], Result], path: Path, what: str, patience_s:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write to; it becomes `path` when the block ends well, else it vanishes.
 
+    A new file has the permissions that the user's umask leaves, one that is replaced keeps its own.
+
     Raises StorageError where the disk is full or fails.
     """
     with told_as_storage_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=UNFINISHED)
-        os.close(handle)
-        aside = Path(name)
+        mode = _read_mode(path)
+        aside = _name_aside(path)
+        os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600))
         try:
             yield aside
             _flush(aside)
-            aside.chmod(0o644)
+            if mode is not None:
+                aside.chmod(mode)
             aside.replace(path)
             _flush(path.parent)
         finally:
@@ -97,16 +120,23 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a folder beside `path` to fill; it becomes `path` when the block ends well, else it vanishes.
 
-    Raises StorageError where the disk is full or fails.
+    Its permissions are as those of `whole_file`. Raises StorageError where the disk is full or fails.
     """
-    with told_as_storage_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=UNFINISHED))
-        try:
-            yield aside
-            replace_folder(aside, path)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    with told_as_storage_error(path), folder_beside(path) as aside:
+        yield aside
+        replace_folder(aside, path)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Give a new folder beside `path`; what is still there when the block ends vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _name_aside(path)
+    aside.mkdir(0o777 if _read_mode(path) is None else 0o700)
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def replace_folder(aside: Path, path: Path) -> None:
@@ -114,24 +144,46 @@ def replace_folder(aside: Path, path: Path) -> None:
     for file in aside.rglob("*"):
         _flush(file)
     _flush(aside)
-    aside.chmod(0o755)
-    if path.exists():
+    mode = _read_mode(path)
+    if mode is not None:
+        aside.chmod(mode)
         shutil.rmtree(path)
     aside.replace(path)
     _flush(path.parent)
 
 
+def _name_aside(path: Path) -> Path:
+    """Make up a name beside `path` that nobody else has."""
+    return path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}{UNFINISHED}")
+
+
+def _read_mode(path: Path) -> int | None:
+    """Give the permissions of what is to be replaced; None where nothing is."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
+
+
 def remove_unfinished(folder: Path, *, older_than_s: float = 0.0) -> None:
-    """Remove what writers that were killed left in this folder; those below it may be somebody else's."""
+    """Remove what writers that were killed left in this folder; those below it may be somebody else's.
+
+    older_than_s: leave alone what was changed in so many seconds, or holds a file that was.
+    """
     for left in list(folder.glob(f".*{UNFINISHED}")):
         try:
-            is_old = time.time() - left.stat().st_mtime >= older_than_s
+            is_old = time.time() - _find_last_change(left) >= older_than_s
         except FileNotFoundError:  # its writer has just finished
             continue
         if is_old and left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         elif is_old:
             left.unlink(missing_ok=True)
+
+
+def _find_last_change(path: Path) -> float:
+    """Give the time of the last change: a folder's own time tells nothing of what is written to its files."""
+    return max(part.stat().st_mtime for part in (path, *path.rglob("*")))
 
 
 def _flush(path: Path) -> None:

@@ -12,11 +12,12 @@ from mura_models.backbones import Backbone
 from mura_models.bundle import Bundle, read_bundle
 from mura_models.data.images import decode_image
 from mura_models.data.manifest import read_predict_input, study_codes
+from mura_models.data.store import make_rows
 from mura_models.embeddings import embed_outcomes
 from mura_models.errors import ConfigError, DataError, ImageError, to_one_line
 from mura_models.preprocessing import OUTCOMES, resize_image
 from mura_models.runtimes import Embedder, RuntimeChoice, choose_runtime, prepare_model
-from mura_models.writing import whole_file
+from mura_models.writing import told_as_storage_error, whole_file
 
 FILMS_PER_BATCH = 64
 WRITERS = (".csv", ".parquet", ".json")
@@ -64,9 +65,13 @@ def check_out(out: Path) -> None:
 
 
 def decode_files(bundle: Bundle, manifest: pd.DataFrame, scratch: Path) -> tuple[np.ndarray, dict[str, str]]:
-    """Give the films that can be used, [N, S, S] in a file of their own, and path -> reason of the others."""
+    """Give the films that can be used, [N, S, S] in a file of their own, and path -> reason of the others.
+
+    Raises StorageError where the disk has no room for them.
+    """
     size_px = bundle.preprocessing.image_size_px
-    films_NHW = np.memmap(scratch, np.uint8, "w+", shape=(max(1, len(manifest)), size_px, size_px))
+    with told_as_storage_error(scratch):
+        films_NHW = make_rows(scratch, (len(manifest), size_px, size_px), "uint8")
     failures: dict[str, str] = {}
 
     def open_film(path: str, file: str) -> np.ndarray | None:

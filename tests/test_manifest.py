@@ -102,6 +102,14 @@ def test_given_folds_are_kept(folder):
     assert reasons(dataset) == {"e.png": "fold 'first' is not a whole number"}
 
 
+@pytest.mark.parametrize("fold", ["\uff13", "\u0663"])
+def test_a_fold_in_digits_of_another_script_is_left_out(folder, fold):
+    dataset = read_dataset(
+        write(folder, f"{HEADER},fold", [*(f"{row}," for row in ROWS), f"e.png,hand,7,s9,0,train,{fold}"])
+    )
+    assert reasons(dataset) == {"e.png": f"fold '{fold}' is not a whole number"}
+
+
 def test_without_a_split_column_one_patient_in_five_is_test(tmp_path):
     rows = []
     for number in range(100):

@@ -1,14 +1,16 @@
+import errno
 import io
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mura_models.data.manifest import read_dataset, read_predict_input, study_codes
-from mura_models.data.mura import compare_counts
+from mura_models.data.mura import compare_counts, find_tree
 from mura_models.data.phantom.counts import plan_studies
 from mura_models.errors import DataError
 
@@ -95,6 +97,35 @@ def test_two_trees_in_one_folder_are_refused(tmp_path):
     write_tree(tmp_path / "b")
     with pytest.raises(DataError, match="name one of a, b"):
         read_dataset(tmp_path)
+
+
+def close(monkeypatch, folder):
+    """Have the system refuse whatever is asked about the inside of a folder; root itself is refused nothing."""
+    stat = Path.stat
+
+    def refuse(path, **options):
+        if folder in path.parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+
+
+def test_a_folder_that_may_not_be_entered_hides_no_tree_beside_it(tmp_path, monkeypatch):
+    write_tree(tmp_path / "MURA-v1.1")
+    (tmp_path / "lost+found").mkdir()
+    close(monkeypatch, tmp_path / "lost+found")
+    assert find_tree(tmp_path) == tmp_path / "MURA-v1.1"
+
+
+def test_a_folder_that_may_not_be_entered_is_one_line(tmp_path, monkeypatch):
+    folder = tmp_path / "closed"
+    write_tree(folder / "MURA-v1.1")
+    close(monkeypatch, folder)
+    with pytest.raises(
+        DataError, match=r"closed: cannot be read \(Permission denied\); give a folder that you may read"
+    ):
+        find_tree(folder)
 
 
 @pytest.mark.parametrize("with_tables", [True, False])
@@ -194,6 +225,20 @@ def test_a_study_that_the_csv_labels_twice_goes(tmp_path):
     append(root / "train_labeled_studies.csv", "MURA-v1.1/train/XR_HAND/patient00001/study1_positive/,0")
     append(root / "valid_labeled_studies.csv", "MURA-v1.1/valid/XR_WRIST/patient11186/study1_negative/,0")
     assert list(reasons(read_dataset(root)).values()) == ["study carries two labels"] * 2
+
+
+@pytest.mark.parametrize("num_studies", [len(STUDIES), 4000])
+def test_a_stray_quote_swallows_no_labels(tmp_path, num_studies):
+    root = write_tree(tmp_path / "MURA-v1.1")
+    table = root / "train_labeled_studies.csv"
+    append(table, *(f"MURA-v1.1/train/XR_HAND/patient{n:05}/study1_positive/,1" for n in range(100, 100 + num_studies)))
+    lines = table.read_text().splitlines()
+    lines[1] = f'"{lines[1]}'
+    table.write_text("\n".join(lines))
+    with pytest.raises(
+        DataError, match=r"train_labeled_studies\.csv: not a CSV \(.*, in the row that begins in line 2\)"
+    ):
+        read_dataset(root)
 
 
 def test_images_that_no_csv_lists_are_ignored_with_a_note(tmp_path):

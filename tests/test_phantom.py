@@ -1,13 +1,20 @@
 """The phantom reads like MURA, is the same twice, and its label shows in nothing but the findings."""
 
+import errno
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import list_names
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -177,6 +184,66 @@ def test_progress_reaches_the_total_and_a_failure_leaves_nothing(tmp_path: Path)
     with pytest.raises(StopError):
         write_phantom(tmp_path / "phantom", scale=TINY, workers=1, on_progress=stop)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def few_studies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the phantom be of three studies."""
+    monkeypatch.setattr("mura_models.data.phantom.writing.plan_studies", lambda scale, seed: plan_studies(TINY, 0)[:3])
+
+
+@pytest.mark.usefixtures("few_studies")
+def test_of_two_runs_at_once_one_writes_the_phantom_and_the_other_waits(tmp_path: Path) -> None:
+    """The second is started before the first is done; it neither draws a film nor replaces what the first has read."""
+    drawn: list[int] = []
+
+    def write_second() -> Path:
+        return write_phantom(
+            tmp_path / "phantom", scale=TINY, workers=1, on_progress=lambda done, _: drawn.append(done)
+        )
+
+    with ThreadPoolExecutor(1) as pool:
+        second: list[Future[Path]] = []
+
+        def start_second(done: int, total: int) -> None:
+            if not second:
+                second.append(pool.submit(write_second))
+
+        tree = write_phantom(tmp_path / "phantom", scale=TINY, workers=1, on_progress=start_second)
+        written = tree.stat().st_ino
+        assert second[0].result(timeout=60) == tree
+    assert drawn == []
+    assert tree.stat().st_ino == written
+    assert list_names(tmp_path) == ["phantom"]
+
+
+@pytest.mark.usefixtures("few_studies")
+def test_a_disk_that_knows_no_locks_can_hold_a_phantom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert write_phantom(tmp_path / "phantom", scale=TINY, workers=1).is_dir()
+    assert list_names(tmp_path) == ["phantom"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mura_models.data.phantom import write_phantom
+
+write_phantom(Path(sys.argv[1]), scale=0.002, workers=1, on_progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+@pytest.mark.usefixtures("few_studies")
+def test_what_a_killed_generator_left_is_removed(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "phantom"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert "phantom" not in list_names(tmp_path)
+    assert list_names(tmp_path) != []
+    write_phantom(tmp_path / "phantom", scale=TINY, workers=1)
+    assert list_names(tmp_path) == ["phantom"]
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.1, 1.5, float("nan")])

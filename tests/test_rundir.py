@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -82,12 +83,49 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert list_names(tmp_path) == ["bundle"]
 
 
-def test_others_may_read_what_is_written(tmp_path):
-    write_json(tmp_path / "report.json", {})
-    with whole_folder(tmp_path / "bundle"):
+@pytest.fixture
+def set_umask():
+    """Set this process's umask for the length of a test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+def modes(folder):
+    """Give the permissions of a report and a bundle."""
+    return tuple((folder / name).stat().st_mode & 0o7777 for name in ("report.json", "bundle"))
+
+
+def write_both(folder):
+    write_json(folder / "report.json", {})
+    with whole_folder(folder / "bundle"):
         pass
-    assert (tmp_path / "report.json").stat().st_mode & 0o777 == 0o644
-    assert (tmp_path / "bundle").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(
+    ("umask", "expected"), [(0o022, (0o644, 0o755)), (0o077, (0o600, 0o700)), (0o002, (0o664, 0o775))]
+)
+def test_who_may_read_what_is_written_is_for_the_users_umask_to_say(tmp_path, set_umask, umask, expected):
+    set_umask(umask)
+    write_both(tmp_path)
+    assert modes(tmp_path) == expected
+
+
+def test_what_is_replaced_keeps_its_permissions(tmp_path, set_umask):
+    write_both(tmp_path)
+    for mode_of_file, mode_of_folder in ((0o600, 0o700), (0o640, 0o2750)):
+        (tmp_path / "report.json").chmod(mode_of_file)
+        (tmp_path / "bundle").chmod(mode_of_folder)
+        write_both(tmp_path)
+        assert modes(tmp_path) == (mode_of_file, mode_of_folder)
+
+
+def test_what_replaces_a_private_file_is_private_from_the_first_byte(tmp_path, set_umask):
+    (tmp_path / "report.json").touch(0o600)
+    (tmp_path / "bundle").mkdir(0o700)
+    with whole_file(tmp_path / "report.json") as file, whole_folder(tmp_path / "bundle") as folder:
+        assert file.stat().st_mode & 0o077 == 0
+        assert folder.stat().st_mode & 0o077 == 0
 
 
 def test_json_holds_no_nan_and_no_numpy(tmp_path):

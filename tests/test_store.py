@@ -1,12 +1,15 @@
 """The cache of films and embeddings: rows by the digest of a file, whole or not at all."""
 
+import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import list_names
 
 from mura_models.data.store import name_content, open_cached, write_cached
+from mura_models.errors import StorageError
 
 DIGESTS = ("cc", "aa", "dd", "bb")
 
@@ -97,6 +100,84 @@ def test_what_a_stopped_writer_left_counts_only_as_far_as_it_is_whole(tmp_path, 
     log.write_bytes(log.read_bytes()[:-4])
     entry = write_cached(tmp_path / "films", DIGESTS, lambda left: [(left, make_rows(left), {})], **shape)
     assert np.array_equal(entry.rows, make_rows(entry.digests))
+
+
+def refuse_room(handle, start, num_bytes):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def leave_array_with_holes(folder):
+    """Leave what a writer does that is killed before it has taken the room for its rows."""
+    folder.mkdir()
+    np.lib.format.open_memmap(folder / "all.npy", mode="w+", dtype=np.uint8, shape=(4, 64, 64))
+    assert (folder / "all.npy").stat().st_blocks * 512 < 4 * 64 * 64
+
+
+needs_allocation = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="macOS has no posix_fallocate")
+
+
+@needs_allocation
+def test_an_array_without_its_room_on_the_disk_is_never_written_to(tmp_path, monkeypatch):
+    """The disk fills, and a write to a map whose room is not there kills the process."""
+    array = tmp_path / ".films.part" / "all.npy"
+    shape = {"row_shape": (64, 64), "dtype": "uint8"}
+
+    def produce(left):
+        assert array.stat().st_blocks * 512 >= 4 * 64 * 64
+        yield left, np.ones((4, 64, 64), np.uint8), {}
+
+    leave_array_with_holes(array.parent)
+    monkeypatch.setattr("os.posix_fallocate", refuse_room)
+    with pytest.raises(StorageError, match="No space left on device"):
+        write_cached(tmp_path / "films", DIGESTS, produce, **shape)
+    monkeypatch.undo()
+    assert write_cached(tmp_path / "films", DIGESTS, produce, **shape).rows.all()
+
+
+@needs_allocation
+def test_an_array_that_finds_no_room_does_not_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.posix_fallocate", refuse_room)
+    with pytest.raises(StorageError, match="No space left on device"):
+        write(tmp_path / "films")
+    assert list_names(tmp_path / ".films.part") == []
+
+
+def fail_at_index(monkeypatch):
+    """Have the disk full when the index is written."""
+    monkeypatch.setattr(Path, "write_text", lambda path, *args, **kwargs: refuse_room(None, 0, 0))
+
+
+def fail_at_rename(monkeypatch):
+    """Have the disk full when the array gets its name."""
+    monkeypatch.setattr(Path, "rename", lambda path, target: refuse_room(None, 0, 0))
+
+
+def fail_at_publishing(monkeypatch):
+    """Have the disk full when the finished entry is put where others look."""
+    monkeypatch.setattr("mura_models.data.store.replace_folder", lambda aside, path: refuse_room(None, 0, 0))
+
+
+@pytest.mark.parametrize("failures", [{}, {"cc": "truncated"}])
+@pytest.mark.parametrize("fail", [fail_at_index, fail_at_rename, fail_at_publishing])
+def test_nothing_is_made_again_where_the_last_steps_fail(tmp_path, monkeypatch, fail, failures):
+    parts = [("aa", "dd"), ("bb",) if failures else ("bb", "cc")]
+    asked = []
+    fail(monkeypatch)
+    with pytest.raises(StorageError):
+        write(tmp_path / "films", parts, failures)
+    monkeypatch.undo()
+
+    def produce(left):
+        asked.extend(left)
+        yield left, make_rows(left).reshape(-1, 2, 3), {}
+
+    entry = write_cached(tmp_path / "films", DIGESTS, produce, row_shape=(2, 3), dtype="uint8")
+    assert asked == []
+    assert entry.failures == failures
+    assert entry.digests == tuple(digest for digest in sorted(DIGESTS) if digest not in failures)
+    assert np.array_equal(entry.rows, make_rows(entry.digests))
+    assert list_names(tmp_path) == ["films"]
+    assert list_names(tmp_path / "films") == ["index.json", "rows.npy"]
 
 
 def test_two_writers_at_once_do_not_disturb_each_other(tmp_path):

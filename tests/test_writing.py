@@ -68,6 +68,21 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     assert list_names(tmp_path) == ["report.json"]
 
 
+def test_what_is_still_written_to_is_not_abandoned(tmp_path):
+    """A line more in a file leaves its folder's own time as it was."""
+    folders = [tmp_path / f".{name}{UNFINISHED}" for name in ("abandoned", "alive")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "done.jsonl").write_text("one\n")
+    (tmp_path / f".file{UNFINISHED}").write_text("half")
+    for path in (*tmp_path.rglob("*.jsonl"), *tmp_path.iterdir()):
+        os.utime(path, (0, 0))
+    with (folders[1] / "done.jsonl").open("a") as log:
+        log.write("two\n")
+    remove_unfinished(tmp_path, older_than_s=3600)
+    assert list_names(tmp_path) == [folders[1].name]
+
+
 def test_a_line_that_was_written_by_half_is_written_anew(tmp_path, monkeypatch):
     """The disk takes five bytes and is full; when there is room the line stands there once, behind the one before."""
     journal = Journal(tmp_path / "journal.jsonl")

@@ -102,7 +102,7 @@ def read_cells(path: Path) -> tuple[list[str], list[list[str]], tuple[str, ...]]
     Every cell is stripped; a row may be shorter or longer than the header. Raises DataError for a table without rows.
     """
     text, notes = read_text(path)
-    cells = _parse(path, text)
+    cells = parse_cells(path, text)
     if not cells:
         raise DataError(f"{path}: empty; a header and rows below it are needed")
     header = [name.strip().lower() for name in cells[0]]
@@ -115,10 +115,10 @@ def read_cells(path: Path) -> tuple[list[str], list[list[str]], tuple[str, ...]]
     return header, rows, notes
 
 
-def _parse(path: Path, text: str) -> list[list[str]]:
+def parse_cells(path: Path, text: str) -> list[list[str]]:
     """Cut a table into the cells of its rows, blank ones left out.
 
-    Strictly: a quote that is opened and never closed would swallow the rows below it.
+    Raises DataError for a quote that is opened and never closed, since it would swallow the rows below it.
     """
     first_line = text.lstrip().splitlines()[:1]
     delimiter = max(",;\t", key=(first_line or [""])[0].count)
@@ -165,7 +165,7 @@ def _find_bad_cells(rows: pd.DataFrame, needed: Iterable[str], *, check_values: 
         is_known = rows["split"].str.lower().isin(SPLITS)
         wrong.append((~is_known, "split '" + rows["split"] + "' is not train, test or dev"))
     if check_values and "fold" in rows:
-        is_number = rows["fold"].str.fullmatch(r"(-1|\d{1,4})(\.0)?|")
+        is_number = rows["fold"].str.fullmatch(r"(-1|[0-9]{1,4})(\.0)?|")
         wrong.append((~is_number, "fold '" + rows["fold"] + "' is not a whole number"))
     reasons = np.full(len(rows), "", dtype=object)
     for is_wrong, reason in reversed(wrong):

@@ -1,6 +1,5 @@
 """The MURA v1.1 tree: its four CSVs, and its folder names where a CSV is missing."""
 
-import csv
 import os
 import re
 from collections import Counter
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mura_models.data.csv_manifest import LABELS, read_text, split_lines
+from mura_models.data.csv_manifest import LABELS, parse_cells, read_text, split_lines
 from mura_models.data.files import NOT_TEXT, explain, is_text, to_text
 from mura_models.data.images import READERS
 from mura_models.data.mura_counts import MURA_COUNTS, MURA_PATIENTS
@@ -34,10 +33,9 @@ def find_tree(folder: Path) -> Path | None:
     if _is_tree(folder):
         return folder
     try:
-        inside = sorted(folder.iterdir())
+        children = sorted(child for child in folder.iterdir() if child.is_dir() and not is_junk(child.name))
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({explain(error)}); give a folder that you may read") from None
-    children = [child for child in inside if child.is_dir() and not is_junk(child.name)]
     children = [child for child in children if child.name != MASKS or not is_phantom_tree(child)]
     trees = [child for child in children if _is_tree(child)]
     if len(trees) > 1:
@@ -46,10 +44,13 @@ def find_tree(folder: Path) -> Path | None:
 
 
 def _is_tree(folder: Path) -> bool:
-    return any(
-        (folder / f"{split}_image_paths.csv").is_file() or any((folder / split).glob("XR_*/patient*"))
-        for split in SPLITS
-    )
+    try:
+        return any(
+            (folder / f"{split}_image_paths.csv").is_file() or any((folder / split).glob("XR_*/patient*"))
+            for split in SPLITS
+        )
+    except PermissionError:  # not ours to enter, as a disk's `lost+found`
+        return False
 
 
 def is_phantom_tree(root: Path) -> bool:
@@ -166,7 +167,7 @@ def _read_labels(root: Path, split: str, notes: list[str]) -> dict[str, str] | N
     text, encoding_notes = read_text(table)
     notes += encoding_notes
     labels: dict[str, str] = {}
-    for row in csv.reader(split_lines(text)):
+    for row in parse_cells(table, text):
         parts = describe_path(row[0].strip().rstrip("/") + "/any") if len(row) > 1 else None
         if parts is not None:
             label = row[1].strip()

@@ -1,13 +1,16 @@
 """The scan: every file read once, and the rules on which rows may stay."""
 
+import errno
 import hashlib
 import os
 import re
+import stat
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,11 +18,15 @@ from numpy.typing import NDArray
 
 from mura_models.data.files import explain, read_file
 from mura_models.data.images import inspect_image
-from mura_models.errors import ImageError
+from mura_models.errors import ImageError, StorageError
+from mura_models.writing import PATIENCE_S, RETRY_EVERY_S, is_server_trouble, repeat_patiently
 
 MAX_FILM_BYTES = 2**30
 """More than any film of MAX_PIXELS needs: 16 bits of four channels, uncompressed, are 0.7 GB."""
 
+
+DISK_PATIENCE_S = 15.0
+"""How long files that a disk fails at are read again, all of them together (chosen by us)."""
 
 LINK_OUTSIDE = "link out of the data folder"
 
@@ -64,6 +71,10 @@ def count_reasons(quarantine: pd.DataFrame) -> dict[str, int]:
 _QUOTED = re.compile("'.*'", re.DOTALL)
 
 
+Trouble = Literal["server", "disk"] | None
+"""What failed where not the file did: a file server that is gone; a disk, or a server that says no more than EIO."""
+
+
 class FileFacts(NamedTuple):
     """What a file's bytes and header tell; `reason` is empty where the file can be used."""
 
@@ -72,21 +83,29 @@ class FileFacts(NamedTuple):
     width: int = 0
     height: int = 0
     mode: str = ""
+    trouble: Trouble = None
+
+
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What the system says of a name or a link that leads to no file."""
 
 
 def read_facts(file: str) -> FileFacts:
     """Read one file: its SHA-256, and the image's size and colour mode."""
     path = Path(file)
     try:
-        if not path.exists():
-            return FileFacts("missing file")
-        if not path.is_file():
+        if not stat.S_ISREG(path.stat().st_mode):
             return FileFacts("not a file")
         data = read_file(path, max_bytes=MAX_FILM_BYTES)
         header = inspect_image(data, path.suffix)
     except ImageError as error:
         return FileFacts(str(error))
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+    except OSError as error:
+        if error.errno in _MISSING:
+            return FileFacts("missing file")
+        trouble: Trouble = "server" if is_server_trouble(error) else "disk" if error.errno == errno.EIO else None
+        return FileFacts(f"file cannot be read: {explain(error)}", trouble=trouble)
+    except ValueError as error:  # a null character in the name
         return FileFacts(f"file cannot be read: {explain(error)}")
     return FileFacts("", hashlib.sha256(data).hexdigest(), *header)
 
@@ -97,14 +116,17 @@ def check_files(
     """Read every file once; add digest, width, height and mode, and leave out what cannot be used.
 
     on_progress: called in this thread with the files read and all files, after each.
+
+    Raises StorageError where a file server is gone for longer than PATIENCE_S.
     """
     files: list[str] = listing.rows["file"].tolist()
     facts: list[FileFacts] = []
     with ThreadPoolExecutor(num_threads) as pool:
-        for found in pool.map(read_facts, files):
-            facts.append(found)
+        for file, found in zip(files, pool.map(read_facts, files), strict=True):
+            facts.append(_await_server(file) if found.trouble == "server" else found)
             if on_progress is not None:
                 on_progress(len(facts), len(files))
+    _read_again(files, facts)
     rows = listing.rows.assign(
         digest=pd.Series([found.digest for found in facts], dtype="str"),
         width=np.array([found.width for found in facts], np.int32),
@@ -112,6 +134,29 @@ def check_files(
         mode=pd.Series([found.mode for found in facts], dtype="str"),
     )
     return replace(listing, rows=rows).leave_out([found.reason for found in facts])
+
+
+def _await_server(file: str) -> FileFacts:
+    """Read a file once its file server is back: good films left out would make it another data set."""
+
+    def read() -> FileFacts:
+        found = read_facts(file)
+        if found.trouble == "server":
+            raise StorageError(f"a film's {found.reason}; once it can, the same command continues")
+        return found
+
+    return repeat_patiently(read, patience_s=PATIENCE_S)
+
+
+def _read_again(files: Sequence[str], facts: list[FileFacts]) -> None:
+    """Read anew, for a while altogether, what the disk failed at: a server may be back, a bad sector stays bad."""
+    end = time.monotonic() + DISK_PATIENCE_S
+    while failed := [place for place, found in enumerate(facts) if found.trouble == "disk"]:
+        for place in failed:
+            if time.monotonic() >= end:
+                return
+            facts[place] = _await_server(files[place])
+        time.sleep(RETRY_EVERY_S)
 
 
 def apply_rules(listing: Listing, *, study_columns: Sequence[str]) -> Listing:

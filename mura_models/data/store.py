@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
-from mura_models.writing import UNFINISHED, remove_unfinished, replace_folder, told_as_storage_error
+from mura_models.writing import (
+    UNFINISHED,
+    folder_beside,
+    remove_unfinished,
+    replace_folder,
+    told_as_storage_error,
+    whole_file,
+)
 
 SCHEMA = 1
+ROWS, INDEX = "rows.npy", "index.json"
+"""The files of a finished entry."""
+
 ABANDONED_S = 7 * 24 * 3600.0
 """An entry in the making that nobody has touched for so long is removed (chosen by us)."""
 
@@ -53,12 +62,12 @@ def name_content(parts: Iterable[str]) -> str:
 
 def open_cached(folder: Path) -> CachedArray | None:
     """Open a finished entry of the cache; None where there is none that can be read."""
-    index = folder / "index.json"
+    index = folder / INDEX
     if not index.exists():
         return None
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-        rows = np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)
+        rows = np.load(folder / ROWS, mmap_mode="r", allow_pickle=False)
         entry = CachedArray(rows=rows, digests=tuple(content["digests"]), failures=content["failures"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # damaged: it is made anew
@@ -84,19 +93,22 @@ def write_cached(
 
     Raises StorageError where the disk is full or fails, ValueError where a row never came.
     """
-    with told_as_storage_error(folder), _filling(folder, digests, row_shape, dtype) as filling:
-        for names, content, failed in produce(filling.left):
-            filling.take(names, content, failed)
-        if filling.left:
-            raise ValueError(f"{len(filling.left)} rows never came, {filling.left[0]} among them")
-        filling.publish(folder)
+    with told_as_storage_error(folder), _making(folder) as making:
+        if not _is_finished(making, digests, row_shape, dtype):
+            filling = _Filling(making, digests, row_shape, dtype)
+            for names, content, failed in produce(filling.left):
+                filling.take(names, content, failed)
+            if filling.left:
+                raise ValueError(f"{len(filling.left)} rows never came, {filling.left[0]} among them")
+            filling.finish()
+        _publish(making, folder)
     entry = open_cached(folder)
     assert entry is not None
     return entry
 
 
 @contextmanager
-def _filling(folder: Path, digests: Sequence[str], row_shape: tuple[int, ...], dtype: str) -> Iterator["_Filling"]:
+def _making(folder: Path) -> Iterator[Path]:
     """Open the entry in the making, alone; where another run is at it, or locks do not exist, make one of our own."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder.parent, older_than_s=ABANDONED_S)
@@ -105,12 +117,10 @@ def _filling(folder: Path, digests: Sequence[str], row_shape: tuple[int, ...], d
     handle = os.open(shared, os.O_RDONLY)
     try:
         if _lock(handle, shared):
-            yield _Filling(shared, digests, row_shape, dtype)
+            yield shared
         else:
-            with tempfile.TemporaryDirectory(
-                dir=folder.parent, prefix=f".{folder.name}.", suffix=UNFINISHED, ignore_cleanup_errors=True
-            ) as own:
-                yield _Filling(Path(own), digests, row_shape, dtype)
+            with folder_beside(folder) as own:
+                yield own
     finally:
         os.close(handle)
 
@@ -166,14 +176,34 @@ class _Filling:
         self._unsaved.clear()
         self._saved_at = time.monotonic()
 
-    def publish(self, folder: Path) -> None:
-        """Make the entry what others open, in place of a damaged one or of one that another run was faster with."""
+    def finish(self) -> None:
+        """Make the array and the index that readers open; the array appears last, and with it the entry is finished."""
+        self._save()
         kept = [digest for digest in self._places if digest not in self._failures]
-        _keep_rows(self._folder, self._rows, [self._places[digest] for digest in kept])
         index = {"schema": SCHEMA, "digests": kept, "failures": self._failures}
-        (self._folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
-        self._log.unlink(missing_ok=True)
-        replace_folder(self._folder, folder)
+        (self._folder / ROWS).unlink(missing_ok=True)  # of a finished entry that was damaged
+        with whole_file(self._folder / INDEX) as aside:
+            aside.write_text(json.dumps(index), encoding="utf-8")
+        _keep_rows(self._folder, self._rows, [self._places[digest] for digest in kept])
+
+
+def _is_finished(making: Path, digests: Sequence[str], row_shape: tuple[int, ...], dtype: str) -> bool:
+    """Tell whether a writer was stopped after it had finished the entry, and before others could open it."""
+    entry = open_cached(making)
+    return (
+        entry is not None
+        and {*entry.digests, *entry.failures} == set(digests)
+        and entry.rows.shape[1:] == row_shape
+        and entry.rows.dtype == np.dtype(dtype)
+    )
+
+
+def _publish(making: Path, folder: Path) -> None:
+    """Make the entry what others open, in place of a damaged one or of one that another run was faster with."""
+    for path in making.iterdir():
+        if path.name not in (INDEX, ROWS):
+            path.unlink()
+    replace_folder(making, folder)
 
 
 def _read_log(path: Path) -> list[tuple[list[str], dict[str, str]]]:
@@ -192,31 +222,41 @@ def _open_rows(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
     """Open the array that a stopped writer left, else make one."""
     try:
         rows = np.lib.format.open_memmap(path, mode="r+")
-        if rows.shape == shape and rows.dtype == np.dtype(dtype):
-            return rows
+        is_ours = rows.shape == shape and rows.dtype == np.dtype(dtype)
     except (OSError, ValueError):
-        pass
+        is_ours = False
+    if is_ours:
+        _take_room(path)  # its writer may have been killed before it had
+        return rows
     path.with_name("done.jsonl").unlink(missing_ok=True)  # it speaks of another array
-    return _make_rows(path, shape, dtype)
+    return make_rows(path, shape, dtype)
 
 
-def _make_rows(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
-    """Make a mapped array with all of its room on the disk: where it is short, a write to a map kills the process."""
+def make_rows(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """Make a mapped array with all of its room on the disk. Raises OSError, and leaves no file, where that is short."""
     rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
-    if hasattr(os, "posix_fallocate"):  # macOS has none
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    try:
+        _take_room(path)
+    except OSError:
+        path.unlink()
+        raise
     return rows
 
 
+def _take_room(path: Path) -> None:
+    """Take all of a file's room: where the disk is full, a write to a map of a file with holes kills the process."""
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 def _keep_rows(folder: Path, rows: np.memmap, kept: list[int]) -> None:
-    """Make `rows.npy` of the rows that are kept: all of them, unless a film failed."""
-    rows.flush()
-    if len(kept) == len(rows):
-        (folder / "all.npy").rename(folder / "rows.npy")
-        return
-    compact = _make_rows(folder / "rows.npy", (len(kept), *rows.shape[1:]), rows.dtype.str)
-    for new, old in enumerate(kept):
-        compact[new] = rows[old]
-    compact.flush()
-    (folder / "all.npy").unlink()
+    """Make the array of the rows that are kept: all of them, unless a film failed."""
+    array = folder / "all.npy"
+    if len(kept) < len(rows):
+        array = folder / "kept.npy"
+        compact = make_rows(array, (len(kept), *rows.shape[1:]), rows.dtype.str)
+        for new, old in enumerate(kept):
+            compact[new] = rows[old]
+        compact.flush()
+    array.rename(folder / ROWS)

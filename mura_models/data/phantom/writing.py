@@ -1,13 +1,16 @@
 """Write the phantom: every study in a worker process, the tables at the end."""
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TextIO
 
 import PIL
 
@@ -15,6 +18,7 @@ from mura_models.data.mura_counts import MURA_COUNTS, Split
 from mura_models.data.phantom.counts import PlannedStudy, plan_studies
 from mura_models.data.phantom.studies import write_study
 from mura_models.errors import ConfigError
+from mura_models.writing import UNFINISHED
 
 VERSION = 1  # raise it when the same seed gives other images
 FINDINGS = ("fracture", "hardware", "lesion", "joint")
@@ -35,7 +39,8 @@ def write_phantom(
     on_progress: called with the images written and all images, after each study.
 
     Also writes `root/masks` (where a finding shows, 0 or 255, at the image's path) and `root/phantom.json`.
-    A `root` of the same scale, seed and version is left as it is; one of others is replaced.
+    A `root` of the same scale, seed and version is left as it is; one of others is replaced. Where another process is
+    writing there, it is waited for.
 
     Raises ConfigError for a scale out of range, or a `root` that holds anything but a phantom.
     """
@@ -44,25 +49,64 @@ def write_phantom(
     if seed < 0:
         raise ConfigError(f"phantom seed is {seed}: it must not be negative")
     root = root.absolute()
-    identity = {"version": VERSION, "scale": scale, "seed": seed, "pillow": PIL.__version__}
+    identity: dict[str, object] = {"version": VERSION, "scale": scale, "seed": seed, "pillow": PIL.__version__}
     if _is_written(root, identity):
         return root / "MURA-v1.1"
-    studies = plan_studies(scale, seed)
-    unfinished = root.with_name(f".{root.name}.{os.getpid()}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    with _alone(root) as is_alone:
+        if _is_written(root, identity):  # by the run that this one waited for
+            return root / "MURA-v1.1"
+        studies = plan_studies(scale, seed)
+        with _replacing(root, is_alone=is_alone) as unfinished:
+            kinds = _write_studies(unfinished, studies, seed, workers, on_progress)
+            _write_tables(unfinished / "MURA-v1.1", studies)
+            (unfinished / "phantom.json").write_text(json.dumps(identity | _count(studies, kinds), indent=2) + "\n")
+    return root / "MURA-v1.1"
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[bool]:
+    """Have other runs that write this phantom wait for this one; give False where the disk knows no locks."""
+    path = root.with_name(f".{root.name}.lock")
     try:
-        unfinished.mkdir(parents=True)
+        if not root.parent.exists():
+            root.parent.mkdir(parents=True, exist_ok=True)
+        file, is_locked = _open_locked(path)
     except OSError as error:
         raise ConfigError(f"phantom folder {root} cannot be made ({error.strerror}): name another") from None
     try:
-        kinds = _write_studies(unfinished, studies, seed, workers, on_progress)
-        _write_tables(unfinished / "MURA-v1.1", studies)
-        (unfinished / "phantom.json").write_text(json.dumps(identity | _count(studies, kinds), indent=2) + "\n")
+        yield is_locked
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _open_locked(path: Path) -> tuple[TextIO, bool]:
+    """Wait for the lock, which dies with its process; False where the disk knows none."""
+    while True:
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            return file, False
+        with suppress(FileNotFoundError):  # whoever held it has removed it
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file, True
+        file.close()
+
+
+@contextmanager
+def _replacing(root: Path, *, is_alone: bool) -> Iterator[Path]:
+    """Give a folder beside `root` to fill; it becomes `root` when the block ends well, else it vanishes."""
+    own = "" if is_alone else f".{os.getpid()}"
+    unfinished = root.with_name(f".{root.name}{own}{UNFINISHED}")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a generator that was killed
+    try:
+        unfinished.mkdir()
+        yield unfinished
         shutil.rmtree(root, ignore_errors=True)
         unfinished.rename(root)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return root / "MURA-v1.1"
 
 
 def _is_written(root: Path, identity: dict[str, object]) -> bool:
