@@ -39,7 +39,7 @@ def is_inside_job() -> bool:
 
 @contextmanager
 def connected(placement: Placement) -> Iterator[None]:
-    """Join the cluster at `--address` (or $RAY_ADDRESS), else start Ray here, on 127.0.0.1 alone.
+    """Join the cluster that `find_address` gives, else start Ray here, on 127.0.0.1 alone.
 
     Raises ConfigError where no cluster answers at the address, or one that takes neither this token nor these versions.
     """
@@ -80,7 +80,10 @@ def _start_or_join(address: str | None) -> None:
 
 def find_address(placement: Placement) -> str | None:
     """Give the address of the cluster to join: `--address`, else $RAY_ADDRESS; None where Ray is started here."""
-    return placement.address or os.environ.get("RAY_ADDRESS") or None
+    address = placement.address
+    if address in (None, "auto"):  # as Ray reads it: $RAY_ADDRESS goes before a search for a cluster
+        address = os.environ.get("RAY_ADDRESS") or address
+    return None if address == "local" else address
 
 
 def knock(address: str) -> None:

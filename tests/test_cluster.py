@@ -1,0 +1,31 @@
+"""Which cluster a run joins, by `--address` and $RAY_ADDRESS."""
+
+import pytest
+
+from orchestrator.cluster import find_address
+from orchestrator.config import Placement
+
+
+@pytest.mark.parametrize(
+    ("given", "in_environment", "joined"),
+    [
+        (None, None, None),
+        (None, "", None),
+        (None, "10.0.0.1:6379", "10.0.0.1:6379"),
+        ("10.0.0.2:6379", "10.0.0.1:6379", "10.0.0.2:6379"),
+        ("auto", None, "auto"),
+        ("auto", "10.0.0.1:6379", "10.0.0.1:6379"),
+        # Without an address Ray is started with everything that keeps others out: so it must be for "local".
+        ("local", None, None),
+        ("local", "10.0.0.1:6379", None),
+        (None, "local", None),
+        ("auto", "local", None),
+    ],
+)
+def test_the_cluster_to_join(
+    given: str | None, in_environment: str | None, joined: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if in_environment is not None:
+        monkeypatch.setenv("RAY_ADDRESS", in_environment)
+    assert find_address(Placement(address=given)) == joined
