@@ -19,6 +19,7 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from orchestrator.cluster import KNOCK_S, find_address, knock
 from orchestrator.config import Placement
 from orchestrator.findings import Finding, not_checked, ok, problem, warning
+from orchestrator.local_ray import AUTH_MODE, read_auth_mode, uses_rays_token_file
 
 Answer = Literal["open", "accepted", "refused", "silent"]
 """Of a cluster: it asks for no token; takes ours; takes none of ours; does not answer."""
@@ -50,12 +51,12 @@ class TokenFacts:
 
 def judge_tokens(facts: TokenFacts) -> list[Finding]:
     """Say whether this driver gets in, and who else would."""
-    mode = (facts.mode or "").lower()
+    mode = read_auth_mode(facts.mode)
     findings = []
-    if mode not in ("", "token", "disabled"):
-        text = f"RAY_AUTH_MODE={facts.mode} is taken for disabled by Ray"
+    if facts.mode is not None and facts.mode.lower() not in ("token", "disabled"):
+        text = f"RAY_AUTH_MODE={facts.mode}: Ray treats this as disabled"
         findings.append(warning(TOKEN, text, "set it to token or disabled"))
-    sends_token = mode == "token" or (not mode and facts.address is None)
+    sends_token = mode == "token" or (mode is None and facts.address is None)
     if sends_token and facts.missing_file:
         text = f"RAY_AUTH_TOKEN_PATH={facts.missing_file}: none can be read there"
         findings.append(problem(TOKEN, text, "write the token there, or unset it"))
@@ -102,12 +103,13 @@ def find_token_facts(placement: Placement) -> TokenFacts:
     """Look at what is set here, and ask the cluster that is to be joined."""
     source, missing_file = _find_source()
     address = find_address(placement)
-    is_closed_at_start = address is None and source == str(Path.home() / DEFAULT_FILE)  # by local_ray.py
+    is_closed_at_start = address is None and uses_rays_token_file()  # by local_ray.py
     answer, unknown = None, ""
-    mode = os.environ.get("RAY_AUTH_MODE")
-    if address is not None and (source or (mode or "").lower() != "token"):
+    mode = os.environ.get(AUTH_MODE)
+    sends_token = read_auth_mode(mode) == "token"
+    if address is not None and (source or not sends_token):
         try:
-            answer = ask_cluster(address, sends_token=(mode or "").lower() == "token")
+            answer = ask_cluster(address, sends_token=sends_token)
         except Exception as error:  # Ray's inner workings, which another version may have moved
             unknown = str(error) or type(error).__name__
     return TokenFacts(

@@ -116,7 +116,9 @@ ADDRESS = {"address": "10.0.0.1:6379"}
         (TokenFacts(), "ok", "the Ray that is started here asks for one (Ray's default)"),
         (TokenFacts(source="/h/t"), "ok", "(Ray's default): /h/t"),
         (TokenFacts(mode="disabled"), "warning", "can run code in it: unset RAY_AUTH_MODE"),
-        (TokenFacts(mode="none"), "warning", "RAY_AUTH_MODE=none is taken for disabled by Ray: set it to token"),
+        (TokenFacts(mode="none"), "warning", "RAY_AUTH_MODE=none: Ray treats this as disabled: set it to token"),
+        (TokenFacts(mode=""), "warning", "RAY_AUTH_MODE=: Ray treats this as disabled: set it to token"),
+        (TokenFacts(mode="TOKEN"), "ok", "the Ray that is started here asks for one"),
         (
             TokenFacts(missing_file="/h/t"),
             "problem",
@@ -179,6 +181,8 @@ def test_a_token_that_a_run_closes_by_itself_is_no_warning(tmp_path: Path, monke
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "mine"))
     facts = find_token_facts(Placement())
     assert (facts.source, facts.is_readable_by_others) == (str(tmp_path / "mine"), True)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / ".ray" / "auth_token"))  # then it is left as it is
+    assert find_token_facts(Placement()).is_readable_by_others
 
 
 def test_a_dashboard_whose_port_is_taken_is_a_warning() -> None:
