@@ -153,7 +153,10 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, needs_bones: bool = Tr
     )
     where.add_argument("--fresh", action="store_true", help="start anew beside an existing run")
     where.add_argument(
-        "--address", metavar="ADDRESS", help="a Ray cluster to join; default: $RAY_ADDRESS, else Ray is started here"
+        "--address",
+        metavar="ADDRESS",
+        help="a Ray cluster to join: its head's HOST:PORT, or auto (the one on this machine); "
+        "default: $RAY_ADDRESS, else, as with local, Ray is started here",
     )
     where.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once at most")
     where.add_argument("--gpus-per-trial", type=float, metavar="F", help="default: 1 where there are GPUs")

@@ -149,8 +149,7 @@ def is_readable_by_others(path: Path) -> bool:
 
 def ask_cluster(address: str, *, sends_token: bool) -> Answer:
     """Ask the head at HOST:PORT for its id, with our token and without. Raises ValueError for another address."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "://" in address:
+    if ":" not in address:
         raise ValueError(f"{address} is not HOST:PORT")
     try:
         knock(address)

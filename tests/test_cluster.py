@@ -2,6 +2,7 @@
 
 import pytest
 
+from mura_models.errors import ConfigError
 from orchestrator.cluster import find_address
 from orchestrator.config import Placement
 
@@ -29,3 +30,22 @@ def test_the_cluster_to_join(
     if in_environment is not None:
         monkeypatch.setenv("RAY_ADDRESS", in_environment)
     assert find_address(Placement(address=given)) == joined
+
+
+@pytest.mark.parametrize("given", [None, "auto"])
+@pytest.mark.parametrize(
+    ("in_environment", "told"),
+    [
+        ("ray://10.0.0.1:10001", "cannot join by a URL; give the head's HOST:PORT .* or submit .* ray job submit$"),
+        ("http://127.0.0.1:8265", "cannot join by a URL"),
+        ("nonsense", "must be HOST:PORT, auto or local$"),
+    ],
+)
+def test_an_address_that_a_run_cannot_join_by_is_refused_by_its_name(
+    given: str | None, in_environment: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", in_environment)
+    with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={in_environment}: .*{told}"):
+        find_address(Placement(address=given))
+    with pytest.raises(ConfigError, match=f"^address={in_environment}: .*{told}"):
+        Placement(address=in_environment)
