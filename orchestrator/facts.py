@@ -13,12 +13,14 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mura_models.errors import to_one_line
 from orchestrator.checks import DASHBOARD_PORT, LISTED, Install, NodeFacts
 
 NODE_S = 60.0
@@ -59,7 +61,7 @@ def find_port_holder(port: int = DASHBOARD_PORT) -> str | None:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=KNOCK_S) as answer:
             is_ray = b"Ray Dashboard" in answer.read(10_000)
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):  # the last, where it speaks, but not HTTP
         is_ray = False
     return "the dashboard of another Ray" if is_ray else "another program"
 
@@ -73,9 +75,10 @@ def try_download(url: str) -> tuple[bool | None, str]:
     except urllib.error.HTTPError as error:
         is_certain = error.code in (401, 403, 404, 410)  # others may be about the question, or pass
         return (False if is_certain else None), f"{error.code} {error.reason}"
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
-        return (None if isinstance(reason, TimeoutError) else False), str(reason)
+        told = to_one_line(str(reason).strip()) or type(reason).__name__
+        return (None if isinstance(reason, TimeoutError) else False), told
 
 
 def ask_nodes(folder: Path) -> list[NodeFacts]:

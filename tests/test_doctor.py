@@ -1,17 +1,22 @@
 """`mura doctor` and the checks before a run: each problem with its line and its remedy, and the whole on real Ray."""
 
+import socketserver
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ray_helpers import BIN, TINY, User, make_user, wait_until, write_films
+from ray_helpers import BIN, TINY, User, find_free_port, make_user, wait_until, write_films
 
 from mura_models.backbones import BackboneSpec
 from mura_models.errors import ConfigError
 from orchestrator.checks import Install, NodeFacts, check_dashboard_port, check_node, check_requirements
 from orchestrator.config import Placement, RunConfig
 from orchestrator.examining import examine_weights
+from orchestrator.facts import find_port_holder, try_download
 from orchestrator.findings import Finding, ok, problem, raise_first_problem
 from orchestrator.tokens import TokenFacts, find_token_facts, is_readable_by_others, judge_tokens
 
@@ -189,6 +194,40 @@ def test_a_dashboard_whose_port_is_taken_is_a_warning() -> None:
     assert check_dashboard_port(None).level == "ok"
     taken = check_dashboard_port("another program")
     assert (taken.level, "port 8265 is held by another program" in str(taken)) == ("warning", True)
+
+
+@contextmanager
+def listener(greeting: bytes) -> Iterator[int]:
+    """Answer everybody on a port of 127.0.0.1 with this; give the port."""
+
+    class Greeter(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10_000)
+            self.request.sendall(greeting)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Greeter) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 nonsense\r\n\r\n", b"", b"\xff\x1b[2J\n"])
+def test_a_program_that_speaks_no_http_is_told_in_one_line(greeting: bytes) -> None:
+    with listener(greeting) as port:
+        assert find_port_holder(port) == "another program"
+        is_there, why = try_download(f"http://127.0.0.1:{port}/resnet18.pth")
+    assert is_there is False
+    assert why.isprintable() and why
+
+
+def test_the_dashboard_of_another_ray_is_known_by_its_page() -> None:
+    assert find_port_holder(find_free_port()) is None
+    with listener(b"HTTP/1.0 200 OK\r\n\r\n<title>Ray Dashboard</title>") as port:
+        assert find_port_holder(port) == "the dashboard of another Ray"
 
 
 def test_weights_that_cannot_be_had_are_a_problem_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
