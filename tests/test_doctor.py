@@ -1,9 +1,10 @@
 """`mura doctor` and the checks before a run: each problem with its line and its remedy, and the whole on real Ray."""
 
+import os
 import socketserver
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -125,7 +126,7 @@ ADDRESS = {"address": "10.0.0.1:6379"}
         (TokenFacts(mode=""), "warning", "RAY_AUTH_MODE=: Ray treats this as disabled: set it to token"),
         (TokenFacts(mode="TOKEN"), "ok", "the Ray that is started here asks for one"),
         (
-            TokenFacts(missing_file="/h/t"),
+            TokenFacts(unreadable="RAY_AUTH_TOKEN_PATH=/h/t"),
             "problem",
             "RAY_AUTH_TOKEN_PATH=/h/t: none can be read there: write",
         ),
@@ -159,6 +160,45 @@ def test_the_token_of_driver_and_cluster(facts: TokenFacts, level: str, told: st
     findings = judge_tokens(facts)
     assert [str(finding) for finding in findings if finding.level == level and told in str(finding)]
     assert {finding.level for finding in findings} <= {"ok", "warning", level}
+
+
+def put_nothing(path: Path) -> None:
+    """Leave the place of a token empty."""
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize(
+    ("put", "is_wrong_as_rays_own"),
+    [
+        (put_nothing, False),
+        (Path.touch, False),
+        (Path.mkdir, True),
+        (os.mkfifo, True),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), True),
+        (lambda path: path.write_bytes(b"a" * 10**6), True),
+    ],
+    ids=["nothing", "an empty file", "a folder", "a pipe", "no text", "a huge file"],
+)
+def test_a_file_that_holds_no_token_is_told_at_once(
+    put: Callable[[Path], object],
+    is_wrong_as_rays_own: bool,
+    is_named: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / ".ray" / "auth_token"
+    path.parent.mkdir()
+    if is_named:
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    put(path)
+    findings = judge_tokens(find_token_facts(Placement()))
+    name = f"RAY_AUTH_TOKEN_PATH={path}" if is_named else str(path)
+    told = f"token: {name}: none can be read there: write the token there as plain text, or unset or remove it"
+    is_wrong = is_named or is_wrong_as_rays_own
+    assert [str(finding) for finding in findings if finding.level == "problem"] == ([told] if is_wrong else [])
 
 
 def test_a_token_is_readable_by_others_where_its_folders_let_them_in(tmp_path: Path) -> None:
