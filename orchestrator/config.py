@@ -175,7 +175,6 @@ class Placement:
     """None = 1 where the cluster has GPUs, else 0."""
     cpus_per_trial: float | None = None
     """None = 1, or less where several trials share the CPUs of one machine's GPUs."""
-    dry_run: bool = False
 
     def __post_init__(self) -> None:
         if self.max_concurrent is not None:
