@@ -57,7 +57,7 @@ def _add_search(group: Group) -> None:
         type=int,
         dest="num_updates",
         metavar="N",
-        help="updates a probe's trial at full length; default: an epoch is a pass over the largest bone",
+        help="number of updates of a full-length probe trial; default: an epoch is a pass over the largest bone",
     )
     group.add_argument("--folds", type=int, dest="num_folds", metavar="K", help="folds of train, by patient (5)")
 
@@ -105,7 +105,7 @@ def _add_finetuning(group: Group) -> None:
     """Declare the budget of whole networks, then every field of FinetuneSettings."""
     group.add_argument("--finetune-trials", type=int, metavar="N", help="trials a search (4)")
     group.add_argument("--finetune-epochs", type=int, metavar="N", help="epochs a trial at most (--epochs, else 12)")
-    group.add_argument("--finetune-updates", type=int, metavar="N", help="updates a trial at full length")
+    group.add_argument("--finetune-updates", type=int, metavar="N", help="number of updates of a full-length trial")
     group.add_argument("--finetune-batch-size", type=int, metavar="N", help="films an update (32)")
     for setting in describe_fields(FinetuneSettings):
         option: dict[str, Any] = {"type": setting.type, "metavar": "N" if setting.type is int else "F"}
