@@ -17,8 +17,6 @@ from orchestrator.config import RunConfig
 from orchestrator.targets import BASELINE, ROUTER, name_specialist
 from orchestrator.winners import Winner, find_common_folds
 
-"""The target of every search whose winner names the bone."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Served:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mura_models.errors import RunError, UserError, to_one_line
 from mura_models.finetune_settings import FinetuneSettings, describe_fields
 from mura_models.writing import is_storage_trouble
+from orchestrator.arguments import add_run_arguments
 from orchestrator.interrupts import Interrupted, interruptible
 from orchestrator.options import check_contradictions, parse_path
 
@@ -88,105 +89,6 @@ def _guard(action: Callable[[], None]) -> int:
 
 
 RUN_HELP = "Train one specialist per bone, global baselines and a bone router, and report which is better."
-
-
-def add_run_arguments(parser: argparse.ArgumentParser, *, needs_bones: bool = True) -> None:
-    """Declare the options of a run; what is left out is the preset's."""
-    bones = parser.add_mutually_exclusive_group(required=needs_bones)
-    bones.add_argument("--all-bones", action="store_true", help="a specialist for every bone of the data")
-    bones.add_argument("--bones", nargs="+", metavar="BONE", help="specialists for these bones")
-
-    what = parser.add_argument_group("what is trained (decides the figures)")
-    what.add_argument(
-        "--data",
-        type=parse_path,
-        metavar="PATH",
-        help="MURA-v1.1 folder or manifest CSV; default: $MURA_DATA, ./MURA-v1.1, phantom",
-    )
-    what.add_argument(
-        "--corrections", type=parse_path, metavar="FILE", help="CSV of label errors: path or study, label, source"
-    )
-    what.add_argument("--preset", default="quick", metavar="NAME", help="quick (default), paper or full")
-    what.add_argument(
-        "--recipes",
-        nargs="+",
-        metavar="RECIPE",
-        help="linear_probe mlp_probe (default: both), two_stage_probe, intermediate_task, finetune",
-    )
-    what.add_argument("--trials", type=int, dest="num_trials", metavar="N", help="trials a probe's search (12)")
-    what.add_argument("--epochs", type=int, dest="num_epochs", metavar="N", help="epochs a trial at most (16)")
-    what.add_argument(
-        "--updates",
-        type=int,
-        dest="num_updates",
-        metavar="N",
-        help="updates a probe's trial at full length; default: an epoch is a pass over the largest bone",
-    )
-    what.add_argument("--folds", type=int, dest="num_folds", metavar="K", help="folds of train, by patient (5)")
-    what.add_argument("--image-size", type=int, dest="image_size_px", metavar="PX", help="side of the films (256)")
-    what.add_argument("--resize", metavar="HOW", help="stretch (default, as the paper) or pad (keeps the aspect)")
-    what.add_argument(
-        "--backbone",
-        metavar="NAME",
-        help="efficientnet_lite0 (default), resnet18, resnet50, densenet169, any timm name",
-    )
-    what.add_argument("--weights", metavar="WHICH", help="imagenet (default), none (random) or a file")
-    what.add_argument(
-        "--sampling",
-        nargs="+",
-        metavar="HOW",
-        help="against imbalance: plain (default), balanced_bones, balanced_bones_labels, weighted_labels; "
-        "several are searched",
-    )
-    what.add_argument(
-        "--metric",
-        metavar="NAME",
-        help="chooses on dev, study level: auroc (default), kappa, accuracy; or image_accuracy, at 0.5",
-    )
-    what.add_argument("--no-early-stopping", action="store_true", help="run every trial to its last epoch")
-    what.add_argument(
-        "--audit", type=int, dest="num_audited", metavar="N", help="stopped trials run to their end, a stage (4)"
-    )
-    what.add_argument(
-        "--refit-seeds", type=int, metavar="K", help="train each winner under K fresh seeds, ship the median (0)"
-    )
-    what.add_argument(
-        "--ensemble", action=argparse.BooleanOptionalAction, help="ship all refits together instead of the median"
-    )
-    what.add_argument("--seed", type=int, metavar="N", help="of folds, plan and training (0)")
-
-    add_finetune_arguments(parser)
-
-    where = parser.add_argument_group("where it lies and what it runs on (decides no figure)")
-    where.add_argument(
-        "--run-dir", type=parse_path, metavar="PATH", help="default: runs/<data>-<config>; the same command continues"
-    )
-    where.add_argument("--fresh", action="store_true", help="start anew beside an existing run")
-    where.add_argument(
-        "--address", metavar="ADDRESS", help="a Ray cluster to join; default: $RAY_ADDRESS, else Ray is started here"
-    )
-    where.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once at most")
-    where.add_argument("--gpus-per-trial", type=float, metavar="F", help="default: 1 where there are GPUs")
-    where.add_argument("--cpus-per-trial", type=float, metavar="N", help="default: 1")
-    where.add_argument(
-        "--dry-run", action="store_true", help="print the plan and its forecast; decode and train nothing"
-    )
-
-
-def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of whole-network training: its budget, then every field of FinetuneSettings."""
-    group = parser.add_argument_group("training whole networks: finetune, and the bone task of intermediate_task")
-    group.add_argument("--finetune-trials", type=int, metavar="N", help="trials a search (4)")
-    group.add_argument("--finetune-epochs", type=int, metavar="N", help="epochs a trial at most (--epochs, else 12)")
-    group.add_argument("--finetune-updates", type=int, metavar="N", help="updates a trial at full length")
-    group.add_argument("--finetune-batch-size", type=int, metavar="N", help="films an update (32)")
-    for setting in describe_fields(FinetuneSettings):
-        option: dict[str, Any] = {"type": setting.type, "metavar": "N" if setting.type is int else "F"}
-        if setting.type is bool:
-            option = {"action": argparse.BooleanOptionalAction}
-        default = "" if setting.default is None else f" ({setting.default})"
-        name = setting.name.removeprefix("is_").replace("_", "-")
-        group.add_argument(f"--{name}", dest=setting.name, help=setting.text + default, **option)
 
 
 def run(arguments: argparse.Namespace) -> None:

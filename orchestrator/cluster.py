@@ -39,7 +39,7 @@ def is_inside_job() -> bool:
 
 @contextmanager
 def connected(placement: Placement) -> Iterator[None]:
-    """Join the cluster at `--address` (or $RAY_ADDRESS), else start Ray here, on 127.0.0.1 alone.
+    """Join the cluster that `find_address` gives, else start Ray here, on 127.0.0.1 alone.
 
     Raises ConfigError where no cluster answers at the address, or one that takes neither this token nor these versions.
     """
@@ -79,17 +79,20 @@ def _start_or_join(address: str | None) -> None:
 
 
 def find_address(placement: Placement) -> str | None:
-    """Give the address of the cluster to join: `--address`, else $RAY_ADDRESS; None where Ray is started here."""
-    return placement.address or os.environ.get("RAY_ADDRESS") or None
+    """Give the address of the cluster to join: `--address`, else $RAY_ADDRESS; None where Ray is started here.
+
+    Raises ConfigError where $RAY_ADDRESS is none that a run can join by.
+    """
+    address, named = placement.address, os.environ.get("RAY_ADDRESS")
+    if named and address in (None, "auto"):  # as Ray reads it: $RAY_ADDRESS goes before a search for a cluster
+        check_address(named, given_by="RAY_ADDRESS")
+        address = named
+    return None if address == "local" else address
 
 
 def knock(address: str) -> None:
-    """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait there for minutes.
-
-    Raises ConfigError for what is no address.
-    """
-    check_address(address)
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait there for minutes."""
+    host, _, port = address.rpartition(":")
     if host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 

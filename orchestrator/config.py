@@ -175,7 +175,6 @@ class Placement:
     """None = 1 where the cluster has GPUs, else 0."""
     cpus_per_trial: float | None = None
     """None = 1, or less where several trials share the CPUs of one machine's GPUs."""
-    dry_run: bool = False
 
     def __post_init__(self) -> None:
         if self.max_concurrent is not None:
@@ -194,12 +193,17 @@ class Placement:
             raise ConfigError(f"run-dir={self.run_dir}: nothing can be named beside it; with --fresh, name a folder")
 
 
-def check_address(address: str) -> None:
-    """Raise ConfigError for what can be no Ray cluster's address."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+def check_address(address: str, *, given_by: str = "address") -> None:
+    """Raise ConfigError for what can be no Ray cluster's address, or is one by which a run cannot join it."""
+    if "://" in address:  # of Ray Client, whose driver is on no node and sees none, or of the dashboard
+        raise ConfigError(
+            f"{given_by}={address}: a run cannot join by a URL; give the head's HOST:PORT (Ray's usual port is 6379), "
+            "or submit the command with ray job submit"
+        )
+    host, _, port = address.rpartition(":")
     is_place = bool(host) and port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536
     if address not in ("auto", "local") and not is_place:
-        raise ConfigError(f"address={address}: must be HOST:PORT, ray://HOST:PORT, auto or local")
+        raise ConfigError(f"{given_by}={address}: must be HOST:PORT, auto or local")
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from orchestrator.audit import AUDIT_SUFFIX
 from orchestrator.config import RunConfig
 from orchestrator.findings import Finding, ok, problem, warning
 from orchestrator.plan import Plan, PlannedTrial, holds_out_one_fold
+from orchestrator.refit import REFIT_MARK
 from orchestrator.targets import ROUTER
 
 GENERATIONS = 2
@@ -25,7 +26,7 @@ GENERATIONS = 2
 LEAST_SHARE = 0.5
 """Of the upper bound that a run will surely write; with less room it is not started (chosen by us)."""
 NUM_OUTCOMES = 4
-PRUNED, REFIT_MARK = "PRUNED", "/seed"
+PRUNED = "PRUNED"
 HEADER_BYTES = 20_000
 """Of a checkpoint: the names and places of its tensors (measured: under 150 a tensor; a network has hundreds)."""
 BYTES_PER_NAME = 100

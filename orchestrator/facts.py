@@ -13,18 +13,20 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mura_models.errors import to_one_line
 from orchestrator.checks import DASHBOARD_PORT, LISTED, Install, NodeFacts
 
 NODE_S = 60.0
 """How long a node may take to answer: one with GPUs starts CUDA (chosen by us)."""
-KNOCK_S = 3.0
-"""How long an address may take to answer (chosen by us)."""
+WEB_S = 3.0
+"""How long a web server may take to answer (chosen by us): below KNOCK_S of cluster.py, as its silence ends no run."""
 PROBE_BYTES = 2**18
 OUR_PACKAGES = ("mura_models", "orchestrator")
 REQUIRING = ("mura-study", "torchvision", "timm", "ray")
@@ -57,9 +59,9 @@ def find_port_holder(port: int = DASHBOARD_PORT) -> str | None:
         else:
             return None
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=KNOCK_S) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=WEB_S) as answer:
             is_ray = b"Ray Dashboard" in answer.read(10_000)
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):  # the last, where it speaks, but not HTTP
         is_ray = False
     return "the dashboard of another Ray" if is_ray else "another program"
 
@@ -68,14 +70,15 @@ def try_download(url: str) -> tuple[bool | None, str]:
     """Ask for the head of a file, as torch asks for the file: whether it can be had (None: no telling), and why not."""
     request = urllib.request.Request(url, method="HEAD")
     try:
-        with urllib.request.urlopen(request, timeout=KNOCK_S):
+        with urllib.request.urlopen(request, timeout=WEB_S):
             return True, ""
     except urllib.error.HTTPError as error:
         is_certain = error.code in (401, 403, 404, 410)  # others may be about the question, or pass
         return (False if is_certain else None), f"{error.code} {error.reason}"
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
-        return (None if isinstance(reason, TimeoutError) else False), str(reason)
+        told = to_one_line(str(reason).strip()) or type(reason).__name__
+        return (None if isinstance(reason, TimeoutError) else False), told
 
 
 def ask_nodes(folder: Path) -> list[NodeFacts]:

@@ -35,7 +35,7 @@ def warning(what: str, text: str, remedy: str) -> Finding:
 
 
 def problem(what: str, text: str, remedy: str) -> Finding:
-    """Give what a run would fail of."""
+    """Give what would make a run fail."""
     return Finding(level="problem", what=what, text=text, remedy=remedy)
 
 

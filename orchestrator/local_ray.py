@@ -13,14 +13,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
 from mura_models.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
-OWN_TOKEN = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+AUTH_MODE = "RAY_AUTH_MODE"
+OWN_TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """Where Ray takes a token from before it looks for its file."""
 _PATH = re.compile(r"(?:^|(?<==))[^=]*[/\\].*", re.DOTALL)
 
@@ -31,11 +32,24 @@ def start_ray_here(**options: Any) -> None:
     Raises ConfigError where the token cannot be kept.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its maker by default
-    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not OWN_TOKEN & set(os.environ):
+    if uses_rays_token_file():
         keep_token_private()
     # What Ray does on Windows and macOS: the node's own address, on which all of its daemons listen, is loopback.
     with _set(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False):
         ray.init("local", include_dashboard=True, dashboard_host=LOOPBACK, **options)
+
+
+def uses_rays_token_file() -> bool:
+    """Say whether a Ray that is started here asks for a token and takes it from `~/.ray/auth_token`."""
+    mode = read_auth_mode(os.environ.get(AUTH_MODE))
+    return mode != "disabled" and not any(os.environ.get(name) for name in OWN_TOKEN)
+
+
+def read_auth_mode(text: str | None) -> Literal["token", "disabled"] | None:
+    """Read RAY_AUTH_MODE as Ray does: in any case, and all but token as disabled; None where it is not set."""
+    if text is None:
+        return None
+    return "token" if text.lower() == "token" else "disabled"
 
 
 def keep_token_private() -> None:

@@ -17,6 +17,9 @@ from orchestrator.search import Stage, make_job, run_jobs
 from orchestrator.trial import Job
 from orchestrator.winners import Standing, rank_trials
 
+REFIT_MARK = "/seed"
+"""Between a winner's name and the number of its refit."""
+
 
 def run_refits(stage: Stage, winners: Mapping[str, Standing]) -> None:
     """Train the winner of each search again, under each fresh seed."""
@@ -37,7 +40,7 @@ def _list_refits(stage: Stage, trial: PlannedTrial) -> list[Job]:
 
 def name_refits(config: RunConfig, trial: PlannedTrial) -> list[str]:
     """Name the refits that a trial would have."""
-    return [f"{trial.trial}/seed{number}" for number in range(config.refit_seeds)]
+    return [f"{trial.trial}{REFIT_MARK}{number}" for number in range(config.refit_seeds)]
 
 
 def draw_seeds(trial: PlannedTrial, num: int) -> list[int]:

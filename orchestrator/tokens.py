@@ -16,9 +16,11 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
+from mura_models.data.files import read_file
 from orchestrator.cluster import KNOCK_S, find_address, knock
 from orchestrator.config import Placement
 from orchestrator.findings import Finding, not_checked, ok, problem, warning
+from orchestrator.local_ray import AUTH_MODE, read_auth_mode, uses_rays_token_file
 
 Answer = Literal["open", "accepted", "refused", "silent"]
 """Of a cluster: it asks for no token; takes ours; takes none of ours; does not answer."""
@@ -28,6 +30,8 @@ TOKEN = "token:"
 
 PROOF = "`ray get-auth-token` on its head prints it"
 DEFAULT_FILE = Path(".ray", "auth_token")
+TOKEN_BYTES = 65_536
+"""Of a file that may hold a token: Ray's own has 64 (chosen by us)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +42,8 @@ class TokenFacts:
     """RAY_AUTH_MODE."""
     source: str = ""
     """Where the token comes from; empty where there is none."""
-    missing_file: str = ""
-    """RAY_AUTH_TOKEN_PATH where no token can be read there."""
+    unreadable: str = ""
+    """The file where a token should be, as it is named, where none can be read there."""
     is_readable_by_others: bool = False
     address: str | None = None
     answer: Answer | None = None
@@ -50,15 +54,15 @@ class TokenFacts:
 
 def judge_tokens(facts: TokenFacts) -> list[Finding]:
     """Say whether this driver gets in, and who else would."""
-    mode = (facts.mode or "").lower()
+    mode = read_auth_mode(facts.mode)
     findings = []
-    if mode not in ("", "token", "disabled"):
-        text = f"RAY_AUTH_MODE={facts.mode} is taken for disabled by Ray"
+    if facts.mode is not None and facts.mode.lower() not in ("token", "disabled"):
+        text = f"RAY_AUTH_MODE={facts.mode}: Ray treats this as disabled"
         findings.append(warning(TOKEN, text, "set it to token or disabled"))
-    sends_token = mode == "token" or (not mode and facts.address is None)
-    if sends_token and facts.missing_file:
-        text = f"RAY_AUTH_TOKEN_PATH={facts.missing_file}: none can be read there"
-        findings.append(problem(TOKEN, text, "write the token there, or unset it"))
+    sends_token = mode == "token" or (mode is None and facts.address is None)
+    if sends_token and facts.unreadable:
+        text = f"{facts.unreadable}: none can be read there"
+        findings.append(problem(TOKEN, text, "write the token there as plain text, or unset or remove it"))
     elif facts.address is not None:
         findings += _judge_cluster(facts, facts.address, sends_token=sends_token)
     elif sends_token:
@@ -100,20 +104,21 @@ def _explain_refusal(facts: TokenFacts, asks: str, copy_it: str, *, sends_token:
 
 def find_token_facts(placement: Placement) -> TokenFacts:
     """Look at what is set here, and ask the cluster that is to be joined."""
-    source, missing_file = _find_source()
+    source, unreadable = _find_source()
     address = find_address(placement)
-    is_closed_at_start = address is None and source == str(Path.home() / DEFAULT_FILE)  # by local_ray.py
+    is_closed_at_start = address is None and uses_rays_token_file()  # by local_ray.py
     answer, unknown = None, ""
-    mode = os.environ.get("RAY_AUTH_MODE")
-    if address is not None and (source or (mode or "").lower() != "token"):
+    mode = os.environ.get(AUTH_MODE)
+    sends_token = read_auth_mode(mode) == "token"
+    if address is not None and (source or not sends_token):
         try:
-            answer = ask_cluster(address, sends_token=(mode or "").lower() == "token")
+            answer = ask_cluster(address, sends_token=sends_token)
         except Exception as error:  # Ray's inner workings, which another version may have moved
             unknown = str(error) or type(error).__name__
     return TokenFacts(
         mode=mode,
         source=source,
-        missing_file=missing_file,
+        unreadable=unreadable,
         is_readable_by_others=bool(source) and not is_closed_at_start and is_readable_by_others(Path(source)),
         address=address,
         answer=answer,
@@ -122,16 +127,21 @@ def find_token_facts(placement: Placement) -> TokenFacts:
 
 
 def _find_source() -> tuple[str, str]:
-    """Name where Ray takes the token from, in its order, and RAY_AUTH_TOKEN_PATH where none can be read."""
+    """Name where Ray takes the token from, in its order, and the file that should hold one where none can be read."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN", ""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named) if named else Path.home() / DEFAULT_FILE
+    name = f"RAY_AUTH_TOKEN_PATH={named}" if named else str(path)
     try:
-        is_there = bool(path.read_text(encoding="utf-8").strip())
-    except OSError:
-        is_there = False
-    return (str(path) if is_there else ""), (str(path) if named and not is_there else "")
+        token = read_file(path, max_bytes=TOKEN_BYTES).decode().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        token = ""
+    except (OSError, UnicodeDecodeError):
+        return "", name
+    if token:
+        return str(path), ""
+    return "", name if named else ""  # its own file Ray makes by itself
 
 
 def is_readable_by_others(path: Path) -> bool:
@@ -147,8 +157,7 @@ def is_readable_by_others(path: Path) -> bool:
 
 def ask_cluster(address: str, *, sends_token: bool) -> Answer:
     """Ask the head at HOST:PORT for its id, with our token and without. Raises ValueError for another address."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "://" in address:
+    if ":" not in address:
         raise ValueError(f"{address} is not HOST:PORT")
     try:
         knock(address)

@@ -1,17 +1,23 @@
 """`mura doctor` and the checks before a run: each problem with its line and its remedy, and the whole on real Ray."""
 
+import os
+import socketserver
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ray_helpers import BIN, TINY, User, make_user, wait_until, write_films
+from ray_helpers import BIN, TINY, User, find_free_port, make_user, wait_until, write_films
 
 from mura_models.backbones import BackboneSpec
 from mura_models.errors import ConfigError
 from orchestrator.checks import Install, NodeFacts, check_dashboard_port, check_node, check_requirements
 from orchestrator.config import Placement, RunConfig
 from orchestrator.examining import examine_weights
+from orchestrator.facts import find_port_holder, try_download
 from orchestrator.findings import Finding, ok, problem, raise_first_problem
 from orchestrator.tokens import TokenFacts, find_token_facts, is_readable_by_others, judge_tokens
 
@@ -116,9 +122,11 @@ ADDRESS = {"address": "10.0.0.1:6379"}
         (TokenFacts(), "ok", "the Ray that is started here asks for one (Ray's default)"),
         (TokenFacts(source="/h/t"), "ok", "(Ray's default): /h/t"),
         (TokenFacts(mode="disabled"), "warning", "can run code in it: unset RAY_AUTH_MODE"),
-        (TokenFacts(mode="none"), "warning", "RAY_AUTH_MODE=none is taken for disabled by Ray: set it to token"),
+        (TokenFacts(mode="none"), "warning", "RAY_AUTH_MODE=none: Ray treats this as disabled: set it to token"),
+        (TokenFacts(mode=""), "warning", "RAY_AUTH_MODE=: Ray treats this as disabled: set it to token"),
+        (TokenFacts(mode="TOKEN"), "ok", "the Ray that is started here asks for one"),
         (
-            TokenFacts(missing_file="/h/t"),
+            TokenFacts(unreadable="RAY_AUTH_TOKEN_PATH=/h/t"),
             "problem",
             "RAY_AUTH_TOKEN_PATH=/h/t: none can be read there: write",
         ),
@@ -154,6 +162,45 @@ def test_the_token_of_driver_and_cluster(facts: TokenFacts, level: str, told: st
     assert {finding.level for finding in findings} <= {"ok", "warning", level}
 
 
+def put_nothing(path: Path) -> None:
+    """Leave the place of a token empty."""
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize(
+    ("put", "is_wrong_as_rays_own"),
+    [
+        (put_nothing, False),
+        (Path.touch, False),
+        (Path.mkdir, True),
+        (os.mkfifo, True),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), True),
+        (lambda path: path.write_bytes(b"a" * 10**6), True),
+    ],
+    ids=["nothing", "an empty file", "a folder", "a pipe", "no text", "a huge file"],
+)
+def test_a_file_that_holds_no_token_is_told_at_once(
+    put: Callable[[Path], object],
+    is_wrong_as_rays_own: bool,
+    is_named: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / ".ray" / "auth_token"
+    path.parent.mkdir()
+    if is_named:
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    put(path)
+    findings = judge_tokens(find_token_facts(Placement()))
+    name = f"RAY_AUTH_TOKEN_PATH={path}" if is_named else str(path)
+    told = f"token: {name}: none can be read there: write the token there as plain text, or unset or remove it"
+    is_wrong = is_named or is_wrong_as_rays_own
+    assert [str(finding) for finding in findings if finding.level == "problem"] == ([told] if is_wrong else [])
+
+
 def test_a_token_is_readable_by_others_where_its_folders_let_them_in(tmp_path: Path) -> None:
     folder = tmp_path / "home"
     folder.mkdir(mode=0o700)
@@ -179,12 +226,48 @@ def test_a_token_that_a_run_closes_by_itself_is_no_warning(tmp_path: Path, monke
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "mine"))
     facts = find_token_facts(Placement())
     assert (facts.source, facts.is_readable_by_others) == (str(tmp_path / "mine"), True)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / ".ray" / "auth_token"))  # then it is left as it is
+    assert find_token_facts(Placement()).is_readable_by_others
 
 
 def test_a_dashboard_whose_port_is_taken_is_a_warning() -> None:
     assert check_dashboard_port(None).level == "ok"
     taken = check_dashboard_port("another program")
     assert (taken.level, "port 8265 is held by another program" in str(taken)) == ("warning", True)
+
+
+@contextmanager
+def listener(greeting: bytes) -> Iterator[int]:
+    """Answer everybody on a port of 127.0.0.1 with this; give the port."""
+
+    class Greeter(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10_000)
+            self.request.sendall(greeting)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Greeter) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 nonsense\r\n\r\n", b"", b"\xff\x1b[2J\n"])
+def test_a_program_that_speaks_no_http_is_told_in_one_line(greeting: bytes) -> None:
+    with listener(greeting) as port:
+        assert find_port_holder(port) == "another program"
+        is_there, why = try_download(f"http://127.0.0.1:{port}/resnet18.pth")
+    assert is_there is False
+    assert why.isprintable() and why
+
+
+def test_the_dashboard_of_another_ray_is_known_by_its_page() -> None:
+    assert find_port_holder(find_free_port()) is None
+    with listener(b"HTTP/1.0 200 OK\r\n\r\n<title>Ray Dashboard</title>") as port:
+        assert find_port_holder(port) == "the dashboard of another Ray"
 
 
 def test_weights_that_cannot_be_had_are_a_problem_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

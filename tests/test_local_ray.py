@@ -12,7 +12,7 @@ import pytest
 import requests
 from ray_helpers import ROOT, User, list_listeners, make_user, wait_until
 
-from orchestrator.local_ray import describe_command, keep_token_private
+from orchestrator.local_ray import describe_command, keep_token_private, start_ray_here
 
 HOLD = """
 import signal
@@ -143,6 +143,31 @@ def test_a_token_that_is_there_is_kept_and_closed_to_others(tmp_path: Path, monk
     finally:
         os.umask(before)
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_closed"),
+    [
+        ({}, True),
+        ({"RAY_AUTH_MODE": "token"}, True),
+        ({"RAY_AUTH_MODE": "TOKEN"}, True),
+        ({"RAY_AUTH_TOKEN": ""}, True),
+        ({"RAY_AUTH_MODE": "disabled"}, False),
+        ({"RAY_AUTH_MODE": ""}, False),  # which Ray takes for disabled
+        ({"RAY_AUTH_TOKEN": "known"}, False),
+        ({"RAY_AUTH_TOKEN_PATH": "/home/mine"}, False),
+    ],
+)
+def test_the_token_is_closed_to_others_wherever_ray_takes_it_from_its_file(
+    environment: dict[str, str], is_closed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (environment | {"HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("ray.init", lambda *_, **__: None)
+    start_ray_here()
+    assert (tmp_path / ".ray" / "auth_token").exists() == is_closed
 
 
 def is_loopback(ip: str) -> bool:
