@@ -123,6 +123,13 @@ def test_the_held_out_fold_changes_no_weight(target):
     assert not np.array_equal(first.dev_logits, second.dev_logits)
 
 
+@pytest.fixture
+def _in_float32(monkeypatch):
+    """Compute in float32 on every machine; those with bfloat16 would round otherwise than what is compared."""
+    monkeypatch.setattr("mura_models.finetuning.has_native_bfloat16", lambda device: False)
+
+
+@pytest.mark.usefixtures("_in_float32")
 def test_only_the_held_out_fold_judges():
     data = make_film_data()
     training = run(make_training(data))
@@ -239,6 +246,7 @@ def run_out_of_memory_above(monkeypatch, num_rows, error=None):
     monkeypatch.setattr(SmallBackbone, "forward", refuse)
 
 
+@pytest.mark.usefixtures("_in_float32")
 def test_out_of_memory_halves_the_batch_and_keeps_the_gradient(monkeypatch):
     """Batch normalisation is frozen: its statistics would be those of the parts."""
     whole, halved = (make_training(finetune={"is_batchnorm_frozen": True}) for _ in range(2))
