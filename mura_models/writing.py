@@ -39,6 +39,11 @@ def is_storage_trouble(error: OSError) -> bool:
     return error.errno in _TROUBLE
 
 
+def is_disk_trouble(error: OSError) -> bool:
+    """Tell what may be over in a moment, where a file is read, from a file that is gone or forbidden."""
+    return is_server_trouble(error) or error.errno == errno.EIO
+
+
 def is_server_trouble(error: OSError) -> bool:
     """Tell a file server or a disk that is gone from a fault of one file; EIO may be either."""
     return error.errno in _SERVER_TROUBLE

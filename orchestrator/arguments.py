@@ -24,7 +24,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, needs_bones: bool = Tr
     _add_judging(what)
     networks = parser.add_argument_group("training whole networks: finetune, and the bone task of intermediate_task")
     _add_finetuning(networks)
-    where = parser.add_argument_group("where it lies and what it runs on (decides no figure)")
+    where = parser.add_argument_group("where it lies and what it runs on")
     _add_placement(where)
 
 
@@ -129,7 +129,7 @@ def _add_placement(group: Group) -> None:
     group.add_argument(
         "--address",
         metavar="ADDRESS",
-        help="a Ray cluster to join: its head's HOST:PORT, or auto (the one on this machine); "
+        help="a Ray cluster to join: its head's HOST:PORT, or auto ($RAY_ADDRESS, else the one on this machine); "
         "default: $RAY_ADDRESS, else, as with local, Ray is started here",
     )
     group.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once at most")

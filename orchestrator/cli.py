@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mura_models.errors import RunError, UserError, to_one_line
+from mura_models.errors import RunError, StorageError, UserError, to_one_line
 from mura_models.finetune_settings import FinetuneSettings, describe_fields
 from mura_models.writing import is_storage_trouble
 from orchestrator.arguments import add_run_arguments
@@ -59,33 +59,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 def guard(action: Callable[[], None], *, is_fresh: bool = False) -> int:
     """Turn what a user can mend into one line and a code; our own bugs stay tracebacks.
 
-    is_fresh: the same command would not continue, which is then said.
+    is_fresh: the same command would start anew, so what continues is said otherwise.
     """
-    code = _guard(action)
-    if is_fresh and code not in (EXIT_OK, EXIT_USAGE):
-        print("--fresh would start anew: to go on, give this run's directory as --run-dir instead", file=sys.stderr)
-    return code
-
-
-def _guard(action: Callable[[], None]) -> int:
     try:
         with interruptible():
             action()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return _tell(f"error: {error}", EXIT_USAGE)
+    except StorageError as error:
+        return _tell(f"failed: {error}{FRESH if is_fresh else ''}", EXIT_FAILED)
     except RunError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return _tell(f"failed: {error}", EXIT_FAILED)
     except Interrupted as interrupt:
-        print("stopped: the same command continues from here", file=sys.stderr)
-        return interrupt.exit_code
+        return _tell(f"stopped: the same command continues from here{FRESH if is_fresh else ''}", interrupt.exit_code)
     except OSError as error:
         if not is_storage_trouble(error):
             raise
-        print(f"failed: {error.filename or 'a disk'}: {error.strerror}; the same command continues", file=sys.stderr)
-        return EXIT_FAILED
+        told = f"failed: {error.filename or 'a disk'}: {error.strerror}; the same command continues"
+        return _tell(f"{told}{FRESH if is_fresh else ''}", EXIT_FAILED)
     return EXIT_OK
+
+
+FRESH = ", with this run's directory as --run-dir in place of --fresh"
+
+
+def _tell(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code
 
 
 RUN_HELP = "Train one specialist per bone, global baselines and a bone router, and report which is better."

@@ -59,4 +59,5 @@ def make_phantom(monitor: Monitor) -> Path:
         scale=PHANTOM_SCALE,
         seed=PHANTOM_SEED,
         on_progress=lambda done, total: monitor.on_progress("phantom", done, total),
+        on_wait=lambda: monitor.say("another run is making the phantom: waiting for it"),
     )

@@ -29,8 +29,8 @@ def record_ingest(ingested: Ingested, rundir: RunDir) -> None:
 
 
 def read_runtime(rundir: RunDir) -> RuntimeChoice | None:
-    """Say what made the embeddings of a run that was begun before; None where none are made yet."""
-    if not rundir.ingest.exists():
+    """Say what made the embeddings that trials of this run may have been given; None where none were planned yet."""
+    if not rundir.plan.exists() or not rundir.ingest.exists():
         return None
     try:
         return RuntimeChoice(**read_json(rundir.ingest)["runtime"])

@@ -8,7 +8,7 @@ from mura_models.errors import ConfigError, UserError, WeightsError
 from orchestrator.cluster import connected, find_address
 from orchestrator.config import Placement, RunConfig
 from orchestrator.disk import find_existing
-from orchestrator.examining import examine_cluster, examine_machine
+from orchestrator.examining import RAY, examine_cluster, examine_machine
 from orchestrator.findings import Finding, from_error, ok
 from orchestrator.pipeline import choose_rundir
 from orchestrator.plan import make_plan
@@ -20,7 +20,8 @@ def examine(config: RunConfig, placement: Placement, dataset: DataSet | None) ->
     """Look at everything, a run's data and disk too where it is known; give findings as they come."""
     findings = list(examine_machine(config, placement))
     yield from findings
-    is_local = find_address(placement) is None
+    troubled = {finding.what for finding in findings if finding.level == "problem"}
+    is_local = RAY not in troubled and find_address(placement) is None
     folder = placement.run_dir or Path("runs")
     if dataset is None:
         yield ok("disk:", "what a run needs is not forecast without --data")
@@ -35,10 +36,10 @@ def examine(config: RunConfig, placement: Placement, dataset: DataSet | None) ->
             yield ok("disk:", "what a run needs is not forecast without its weights")
         except UserError as error:
             yield from_error("run:", error, remedy="mend it in the data or the options")
-    if any(finding.what == TOKEN and finding.level == "problem" for finding in findings):
+    if troubled & {TOKEN, RAY}:
         return  # Ray would wait for 20 seconds, to say less
     try:
         with connected(placement):
             yield from examine_cluster(placement, find_existing(folder))
     except ConfigError as error:
-        yield from_error("Ray:", error, remedy="see that it runs, and that --address is its head's HOST:PORT")
+        yield from_error(RAY, error, remedy="see that it runs, and that --address is its head's HOST:PORT")

@@ -27,6 +27,9 @@ from orchestrator.rundir import RunDir
 from orchestrator.space import examine_disk
 from orchestrator.tokens import find_token_facts, judge_tokens
 
+RAY = "Ray:"
+"""What findings about Ray's address are about."""
+
 
 @contextmanager
 def examined(
@@ -68,9 +71,14 @@ def examine_machine(config: RunConfig, placement: Placement) -> Iterator[Finding
     built_for = f"built for CUDA {here.torch_cuda}" if here.torch_cuda else "built for CPUs"
     versions = ", ".join(f"{package} {version}" for package, version in here.versions.items())
     yield from clashes or [ok("packages", f"{versions} go together; torch is {built_for}")]
-    yield from judge_tokens(find_token_facts(placement))
-    if find_address(placement) is None:
-        yield check_dashboard_port(find_port_holder())
+    try:
+        address = find_address(placement)
+    except ConfigError as error:
+        yield from_error(RAY, error, remedy="correct or unset it")
+    else:
+        yield from judge_tokens(find_token_facts(placement))
+        if address is None:
+            yield check_dashboard_port(find_port_holder())
     yield examine_weights(config)
 
 

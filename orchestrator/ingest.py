@@ -18,9 +18,10 @@ import torch
 from mura_models.backbones import Backbone, load_backbone
 from mura_models.data.images import decode_image
 from mura_models.data.store import CachedArray, Part, name_content, open_cached, write_cached
-from mura_models.errors import ConfigError, ImageError, RunError
+from mura_models.errors import ConfigError, ImageError, RunError, StorageError
 from mura_models.preprocessing import Preprocessing, resize_image
 from mura_models.runtimes import RuntimeChoice, choose_runtime
+from mura_models.writing import is_disk_trouble, repeat_patiently
 from orchestrator.config import RunConfig
 from orchestrator.embedding import OnProgress, embed_films
 from orchestrator.tasks import FILMS_PER_TASK, run_bounded, split_rows
@@ -53,12 +54,12 @@ def ingest(
 ) -> Ingested:
     """Decode and embed what the cache does not hold yet; on GPUs where trials run on GPUs.
 
-    Raises ConfigError where that would not be as the run's trials so far were given it (`begun_with`).
+    Raises ConfigError where the embeddings would differ from what the run's trials were given (`begun_with`).
     """
     backbone = load_backbone(config.backbone)  # what is wrong with it is said before hours of decoding
-    films, num_decoded = decode_films(manifest, config.preprocessing, cache=cache, on_progress=on_progress)
     choice = (choose_gpu_runtime(backbone.name) if has_gpus else None) or choose_runtime(backbone.name, "cpu")
     check_same_device(choice, begun_with)
+    films, num_decoded = decode_films(manifest, config.preprocessing, cache=cache, on_progress=on_progress)
     embeddings, choice, num_embedded = embed_films(
         films,
         films.digests,
@@ -122,13 +123,16 @@ def decode_films(
 
 
 def read_again(path: Path, digest: str) -> bytes:
-    """Read a file that the scan has read. Raises RunError where it is gone or another one since."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RunError(
-            f"a film cannot be read any more ({error.strerror}); once it can, the same command continues"
-        ) from error
+    """Read a file that the scan has read, waiting for its disk. Raises RunError where it is gone or changed."""
+
+    def read() -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            text = f"a film cannot be read any more ({error.strerror}); once it can, the same command continues"
+            raise (StorageError if is_disk_trouble(error) else RunError)(text) from error
+
+    content = repeat_patiently(read)
     if hashlib.sha256(content).hexdigest() != digest:
         raise RunError("a film was changed after the data was scanned; the same command scans anew")
     return content

@@ -45,6 +45,11 @@ def uses_rays_token_file() -> bool:
     return mode != "disabled" and not any(os.environ.get(name) for name in OWN_TOKEN)
 
 
+def find_token_file() -> Path:
+    """Name the file in which Ray looks for a token by itself."""
+    return Path.home() / ".ray" / "auth_token"
+
+
 def read_auth_mode(text: str | None) -> Literal["token", "disabled"] | None:
     """Read RAY_AUTH_MODE as Ray does: in any case, and all but token as disabled; None where it is not set."""
     if text is None:
@@ -54,7 +59,7 @@ def read_auth_mode(text: str | None) -> Literal["token", "disabled"] | None:
 
 def keep_token_private() -> None:
     """Make Ray's token where there is none, readable by its owner alone: Ray's own is readable by everybody here."""
-    token = Path.home() / ".ray" / "auth_token"
+    token = find_token_file()
     try:
         token.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

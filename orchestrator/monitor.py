@@ -43,7 +43,7 @@ class Monitor:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """Write one line; where it goes to a disk that is full, it is lost, and nothing else is."""
+        """Write one line; where it goes to a disk that is full, it comes later or never, and the run goes on."""
         try:
             self.console.print(text, markup=False, soft_wrap=True)
         except OSError as error:

@@ -54,7 +54,7 @@ def check_finished(rundir: RunDir) -> None:
     objects = (rundir.report_json, rundir.served, rundir.exploration)
     missing = [path.name for path in (*objects, *tables) if not path.is_file()]
     if missing:
-        remedy = "--fresh runs it anew beside" if rundir.report_json.is_file() else "finish the run first"
+        remedy = "run it anew, by run_study.py with --fresh" if rundir.report_json.is_file() else "finish the run first"
         raise ConfigError(f"run-dir={rundir.root}: has no {missing[0]}; {remedy}")
     for path in objects:
         read_json(path)

@@ -145,8 +145,8 @@ class RunDir:
         return self.checkpoint(trial).with_suffix(".previous.safetensors")
 
     def remove_unfinished(self) -> None:
-        """Remove what a driver that was killed had begun to write."""
-        for folder in (self.root, self.checkpoints, self.embeddings):
+        """Remove what a driver that was killed had begun to write; embeddings in the making go on."""
+        for folder in (self.root, self.checkpoints):
             remove_unfinished(folder)
 
     @contextmanager
@@ -266,7 +266,7 @@ class Journal:
 
     def _write(self, content: bytes) -> None:
         """Write behind the last whole line: what an attempt that failed left there is overwritten."""
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             os.ftruncate(handle, self._num_bytes)
             os.lseek(handle, self._num_bytes, os.SEEK_SET)

@@ -20,7 +20,7 @@ from mura_models.data.files import read_file
 from orchestrator.cluster import KNOCK_S, find_address, knock
 from orchestrator.config import Placement
 from orchestrator.findings import Finding, not_checked, ok, problem, warning
-from orchestrator.local_ray import AUTH_MODE, read_auth_mode, uses_rays_token_file
+from orchestrator.local_ray import AUTH_MODE, OWN_TOKEN, find_token_file, read_auth_mode, uses_rays_token_file
 
 Answer = Literal["open", "accepted", "refused", "silent"]
 """Of a cluster: it asks for no token; takes ours; takes none of ours; does not answer."""
@@ -29,7 +29,6 @@ TOKEN = "token:"
 """What every finding here is about."""
 
 PROOF = "`ray get-auth-token` on its head prints it"
-DEFAULT_FILE = Path(".ray", "auth_token")
 TOKEN_BYTES = 65_536
 """Of a file that may hold a token: Ray's own has 64 (chosen by us)."""
 
@@ -128,11 +127,12 @@ def find_token_facts(placement: Placement) -> TokenFacts:
 
 def _find_source() -> tuple[str, str]:
     """Name where Ray takes the token from, in its order, and the file that should hold one where none can be read."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return "RAY_AUTH_TOKEN", ""
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path.home() / DEFAULT_FILE
-    name = f"RAY_AUTH_TOKEN_PATH={named}" if named else str(path)
+    by_value, by_path = OWN_TOKEN
+    if os.environ.get(by_value):
+        return by_value, ""
+    named = os.environ.get(by_path)
+    path = Path(named) if named else find_token_file()
+    name = f"{by_path}={named}" if named else str(path)
     try:
         token = read_file(path, max_bytes=TOKEN_BYTES).decode().strip()
     except (FileNotFoundError, NotADirectoryError):

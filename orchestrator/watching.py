@@ -45,13 +45,12 @@ class Watch(Stopper):  # type: ignore[misc]
         return self._scheduler.halted is not None
 
     def _look(self) -> None:
+        free = None
         with suppress(OSError):  # a file server that is away for a moment: writes wait for it, this does not
             free = shutil.disk_usage(self._rundir.root).free
-            self._tell_once(
-                "disk",
-                free < LOW_DISK_BYTES,
-                f"the disk of the run directory is nearly full: {free / 2**20:.0f} MB left",
-            )
+        if free is not None:
+            text = f"the disk of the run directory is nearly full: {free / 2**20:.0f} MB left"
+            self._tell_once("disk", free < LOW_DISK_BYTES, text)
         self._tell_once(
             "nodes",
             not has_room_for_a_trial(self._share, list_node_resources()),

@@ -98,6 +98,8 @@ class Ordeal:
         left = list(faults)
         while left:
             left = self._start(left)
+        print(*self.told, sep="\n")
+        assert len(self.told) == len(faults), "a fault never came: the run was over before"
         self.user.run_study("--run-dir", self.run_dir, *self.options, **self.environment)
 
     def _start(self, faults: list[Fault]) -> list[Fault]:

@@ -16,9 +16,11 @@ from mura_models.backbones import BackboneSpec
 from mura_models.errors import ConfigError
 from orchestrator.checks import Install, NodeFacts, check_dashboard_port, check_node, check_requirements
 from orchestrator.config import Placement, RunConfig
+from orchestrator.doctor import examine
 from orchestrator.examining import examine_weights
 from orchestrator.facts import find_port_holder, try_download
 from orchestrator.findings import Finding, ok, problem, raise_first_problem
+from orchestrator.presets import make_preset
 from orchestrator.tokens import TokenFacts, find_token_facts, is_readable_by_others, judge_tokens
 
 VERSIONS = {
@@ -228,6 +230,15 @@ def test_a_token_that_a_run_closes_by_itself_is_no_warning(tmp_path: Path, monke
     assert (facts.source, facts.is_readable_by_others) == (str(tmp_path / "mine"), True)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / ".ray" / "auth_token"))  # then it is left as it is
     assert find_token_facts(Placement()).is_readable_by_others
+
+
+def test_an_address_that_no_run_can_join_is_one_finding_among_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    config = make_preset("quick")
+    found = list(examine(replace(config, backbone=replace(config.backbone, weights="none")), Placement(), None))
+    assert {"python", "packages", "disk:"} <= {finding.what for finding in found}
+    (told,) = [str(finding) for finding in found if finding.level == "problem"]
+    assert "RAY_ADDRESS=http://127.0.0.1:8265" in told
 
 
 def test_a_dashboard_whose_port_is_taken_is_a_warning() -> None:

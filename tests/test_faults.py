@@ -73,7 +73,6 @@ def suffer(user: User, films: Path, undisturbed: Find, mode: str, faults: list[F
     options = ("--data", films, *OPTIONS, *MODES[mode], *more)
     ordeal = Ordeal(user, run_dir, options, num_lines=len(read_journal(whole)))
     ordeal.suffer(faults)
-    print(*ordeal.told, sep="\n")
     assert_as_promised(run_dir, whole, mode)
 
 
@@ -92,7 +91,8 @@ def user(tmp_path: Path) -> User:
 @pytest.mark.parametrize(
     ("mode", "seed", "num", "victims"),
     [
-        ("one at a time", 16, 3, ("driver", "ctrl-c", "sigterm")),
+        # These seeds draw each victim once or twice, before the search, in it and after it.
+        ("one at a time", 27, 3, ("driver", "ctrl-c", "sigterm")),
         ("no early stopping", 6, 4, ("driver", "trial", "worker", "trial")),
     ],
 )
@@ -246,5 +246,4 @@ def test_a_run_that_loses_nodes_goes_on_on_the_others(
             environment={"RAY_AUTH_MODE": "disabled"},
         )
         ordeal.suffer(draw_faults(seed, num, ("node",)))
-    print(*ordeal.told, sep="\n")
     assert_as_promised(user.home / "run", whole, mode)

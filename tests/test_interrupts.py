@@ -53,7 +53,9 @@ def test_where_the_same_command_would_not_continue_it_is_said(capsys):
     assert guard(stop) == 143
     assert capsys.readouterr().err == "stopped: the same command continues from here\n"
     assert guard(stop, is_fresh=True) == 143
-    assert "give this run's directory as --run-dir" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "stopped: the same command continues from here, with this run's directory as --run-dir in place of --fresh\n"
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is always full is Linux's")

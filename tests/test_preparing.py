@@ -1,6 +1,8 @@
 """What is left between ingest and search."""
 
+import errno
 import hashlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -39,6 +41,21 @@ def test_a_film_that_could_not_be_decoded_is_left_out_and_named(tmp_path):
     assert set(finished.loc[finished["split"] == "test", "fold"]) == {-1}
 
 
+def test_a_film_whose_disk_fails_for_a_while_is_waited_for(tmp_path, monkeypatch):
+    film, left = tmp_path / "film.png", iter(range(3))
+    film.write_bytes(b"pixels")
+    read_bytes = Path.read_bytes
+
+    def read(path):
+        if next(left, None) is not None:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr("mura_models.writing.RETRY_EVERY_S", 0.001)
+    assert read_again(film, hashlib.sha256(b"pixels").hexdigest()) == b"pixels"
+
+
 def test_a_film_that_is_gone_or_another_one_since_the_scan_ends_the_run_in_one_line(tmp_path):
     """Left out, it would be missed for good: the cache remembers what cannot be decoded."""
     film = tmp_path / "film.png"
@@ -72,7 +89,12 @@ def test_folds_that_another_version_cut_are_not_continued(tmp_path):
     (tmp_path / "plan.csv").write_text("trial\n")
     finish(manifest, [], tmp_path)  # the same command continues
     finished.assign(fold=finished["fold"].map({0: 1, 1: 0, -1: -1})).to_parquet(tmp_path / "manifest.parquet")
-    with pytest.raises(ConfigError, match="another version of this program cut other folds"):
+    with pytest.raises(ConfigError, match="its rows or folds are not those of this command"):
+        finish(manifest, [], tmp_path)
+    finished.assign(path="moved").to_parquet(tmp_path / "manifest.parquet")
+    finish(manifest, [], tmp_path)  # where the films lie does not count
+    finished[::-1].to_parquet(tmp_path / "manifest.parquet")
+    with pytest.raises(ConfigError, match="its rows or folds are not those of this command"):
         finish(manifest, [], tmp_path)
     (tmp_path / "manifest.parquet").write_bytes(b"PAR1")
     with pytest.raises(ConfigError, match=r"manifest\.parquet: damaged"):
@@ -87,6 +109,8 @@ def test_a_run_is_not_continued_on_embeddings_of_another_precision(tmp_path):
     check_same_device(on_cpu, None)
     backbone = SimpleNamespace(name="x", weights_source="none")
     record_ingest(SimpleNamespace(choice=on_gpu, num_decoded=1, num_embedded=1, backbone=backbone), rundir)
+    assert read_runtime(rundir) is None  # nothing was trained on them yet
+    rundir.plan.write_text("trial\n")
     assert read_runtime(rundir) == on_gpu
     check_same_device(on_gpu, read_runtime(rundir))
     with pytest.raises(

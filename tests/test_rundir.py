@@ -275,5 +275,5 @@ def test_a_finished_run_that_lost_a_table_is_named_in_one_line(tmp_path):
     for path in (rundir.report_json, rundir.served, rundir.exploration):
         write_json(path, {})
     write_table(rundir.trials, pd.DataFrame({"trial": ["a"]}))
-    with pytest.raises(ConfigError, match=r"has no predictions\.parquet; --fresh runs it anew beside"):
+    with pytest.raises(ConfigError, match=r"has no predictions\.parquet; run it anew"):
         check_finished(rundir)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mura_models.data import scan
 from mura_models.data.scan import Listing, check_files
 from mura_models.errors import StorageError
 
@@ -95,3 +96,19 @@ def test_a_film_that_one_may_not_read_is_left_out_at_once(listing, monkeypatch):
     break_films(monkeypatch, errno.EACCES, names=["03.png"])
     found = check_files(listing)
     assert found.quarantine["reason"].tolist() == ["file cannot be read: Permission denied"]
+
+
+def test_a_server_that_comes_back_slowly_gives_every_film(listing, monkeypatch):
+    """The patience is for films that nothing comes of, not for how long it takes to read those that come."""
+    monkeypatch.setattr("mura_models.data.scan.DISK_PATIENCE_S", 0.3)
+    read_facts, num_reads = scan.read_facts, Counter()
+
+    def read_slowly(file):
+        num_reads[file] += 1
+        if num_reads[file] == 1:
+            return scan.FileFacts("file cannot be read: Input/output error", trouble="disk")
+        time.sleep(0.05)
+        return read_facts(file)
+
+    monkeypatch.setattr("mura_models.data.scan.read_facts", read_slowly)
+    assert check_files(listing).quarantine.empty

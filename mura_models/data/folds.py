@@ -26,7 +26,10 @@ def assign_folds(manifest: pd.DataFrame, *, num_folds: int, seed: int) -> NDArra
     free = sorted(set(range(num_folds)) - set(given))
     counts = _count_strata(train[~train["group"].isin(given.index)])
     if len(counts) < len(free):
-        raise DataError(f"{len(counts)} train patients without a given fold for {len(free)} folds: ask for fewer folds")
+        raise DataError(
+            f"{len(counts)} train patients without a given fold, those who share films counted as one, for {len(free)} "
+            "folds: ask for fewer folds"
+        )
     targets = np.array(free or range(num_folds))
     placed = pd.Series(targets[_spread(counts, len(targets), seed)], index=counts.index)
     folds = manifest["patient"].map(group_of).map(pd.concat([given, placed]).astype(np.int64))
@@ -36,7 +39,7 @@ def assign_folds(manifest: pd.DataFrame, *, num_folds: int, seed: int) -> NDArra
 
 def _group_patients(train: pd.DataFrame) -> "pd.Series[str]":
     """Return patient -> the first of the patients who share films, directly or through others; mostly itself."""
-    patients, codes = np.unique(train["patient"].to_numpy(str), return_inverse=True)
+    codes, patients = pd.factorize(train["patient"], sort=True)
     films = pd.factorize(train["digest"])[0] if "digest" in train else np.arange(len(train))
     size = len(patients) + len(train)
     edges = coo_array((np.ones(len(train)), (codes, len(patients) + films)), shape=(size, size))

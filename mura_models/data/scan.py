@@ -72,7 +72,7 @@ _QUOTED = re.compile("'.*'", re.DOTALL)
 
 
 Trouble = Literal["server", "disk"] | None
-"""What failed where not the file did: a file server that is gone; a disk, or a server that says no more than EIO."""
+"""What failed, if not the file itself: a file server that is gone; a disk, or a server that says no more than EIO."""
 
 
 class FileFacts(NamedTuple):
@@ -149,13 +149,15 @@ def _await_server(file: str) -> FileFacts:
 
 
 def _read_again(files: Sequence[str], facts: list[FileFacts]) -> None:
-    """Read anew, for a while altogether, what the disk failed at: a server may be back, a bad sector stays bad."""
+    """Read anew what the disk failed at, until nothing more comes for a while: a bad sector stays bad."""
     end = time.monotonic() + DISK_PATIENCE_S
     while failed := [place for place, found in enumerate(facts) if found.trouble == "disk"]:
         for place in failed:
             if time.monotonic() >= end:
                 return
             facts[place] = _await_server(files[place])
+            if facts[place].trouble != "disk":  # a server that is coming back: all of its films are worth the time
+                end = time.monotonic() + DISK_PATIENCE_S
         time.sleep(RETRY_EVERY_S)
 
 

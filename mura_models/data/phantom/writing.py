@@ -31,16 +31,17 @@ def write_phantom(
     seed: int = 0,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_wait: Callable[[], None] | None = None,
 ) -> Path:
     """Write a synthetic MURA tree and return its path, `root/MURA-v1.1`.
 
     scale: share of MURA's 40,005 images, above 0 and at most 1; any keeps 15 test studies a bone and label.
     workers: processes; None = one a core, 1 = this one alone. The files are the same for any number.
     on_progress: called with the images written and all images, after each study.
+    on_wait: called where another process is writing there, before it is waited for.
 
     Also writes `root/masks` (where a finding shows, 0 or 255, at the image's path) and `root/phantom.json`.
-    A `root` of the same scale, seed and version is left as it is; one of others is replaced. Where another process is
-    writing there, it is waited for.
+    A `root` of the same scale, seed and version is left as it is; one of others is replaced.
 
     Raises ConfigError for a scale out of range, or a `root` that holds anything but a phantom.
     """
@@ -52,7 +53,7 @@ def write_phantom(
     identity: dict[str, object] = {"version": VERSION, "scale": scale, "seed": seed, "pillow": PIL.__version__}
     if _is_written(root, identity):
         return root / "MURA-v1.1"
-    with _alone(root) as is_alone:
+    with _alone(root, on_wait) as is_alone:
         if _is_written(root, identity):  # by the run that this one waited for
             return root / "MURA-v1.1"
         studies = plan_studies(scale, seed)
@@ -64,13 +65,12 @@ def write_phantom(
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[bool]:
+def _alone(root: Path, on_wait: Callable[[], None] | None) -> Iterator[bool]:
     """Have other runs that write this phantom wait for this one; give False where the disk knows no locks."""
     path = root.with_name(f".{root.name}.lock")
     try:
-        if not root.parent.exists():
-            root.parent.mkdir(parents=True, exist_ok=True)
-        file, is_locked = _open_locked(path)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        file, is_locked = _open_locked(path, on_wait)
     except OSError as error:
         raise ConfigError(f"phantom folder {root} cannot be made ({error.strerror}): name another") from None
     try:
@@ -80,11 +80,15 @@ def _alone(root: Path) -> Iterator[bool]:
         file.close()
 
 
-def _open_locked(path: Path) -> tuple[TextIO, bool]:
+def _open_locked(path: Path, on_wait: Callable[[], None] | None) -> tuple[TextIO, bool]:
     """Wait for the lock, which dies with its process; False where the disk knows none."""
     while True:
         file = path.open("w")
         try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None:
+                on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             return file, False
