@@ -163,6 +163,35 @@ def test_the_gain_must_be_above_one_standard_error(monkeypatch, gain, error, is_
     assert told in served["hand"].why
 
 
+def set_threshold(winner, threshold):
+    """Give a winner that ships another threshold."""
+    calibration = replace(winner.model.calibration, threshold=threshold)
+    return replace(winner, model=replace(winner.model, calibration=calibration))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "kappa", "image_accuracy"])
+def test_a_specialist_does_not_win_by_a_threshold_set_on_the_rows_compared(metric):
+    """The same logits: what the baseline ships is right for all bones together, and wrong for this one."""
+    baseline, hand = set_threshold(make_winner(MLP, skill=1), 0.8), make_winner(HAND, skill=1)
+    own = calibrate(hand.dev.logits[:, 0], hand.dev.labels, hand.dev.studies)
+    served = choose_serving(
+        replace(CONFIG, metric=metric),
+        PLAN.untrainable,
+        {MLP: baseline, HAND: set_threshold(hand, own.threshold)},
+        BONES,
+    )
+    assert served["hand"].model == MLP
+    assert "best baseline +0.0000, standard error 0.0000" in served["hand"].why
+    assert served["hand"].dev == score(baseline.rate_studies([0, 1, 2], "hand"))  # told as it is shipped
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "kappa"])
+def test_a_baseline_does_not_win_by_a_threshold_set_on_the_rows_compared(metric):
+    everywhere = set_threshold(make_winner(LINEAR, skill=2), 0.9)
+    once = make_winner(MLP, skill=2, folds=(0,))
+    assert find_best_baseline(replace(CONFIG, metric=metric), {LINEAR: everywhere, MLP: once}) is everywhere
+
+
 def test_a_specialist_is_held_against_the_best_baseline():
     """Good enough against the worse baseline is not good enough."""
     weak, strong = make_winner(LINEAR, skill=0.1), make_winner(MLP, skill=6)
