@@ -14,7 +14,7 @@ import numpy as np
 from mura_models.assembly import Assembly, Router
 from mura_models.calibration import choose_threshold
 from mura_models.errors import RunError
-from mura_models.intervals import standard_error_of_gain
+from mura_models.intervals import has_few, standard_error_of_gain
 from mura_models.metrics import Scored, score
 from orchestrator.config import RunConfig
 from orchestrator.targets import BASELINE, ROUTER, name_specialist
@@ -66,10 +66,11 @@ def _compare(config: RunConfig, baseline: Winner, specialists: Mapping[str, Winn
     metric = config.served_metric
     specialist = _find_best(specialists, metric, bone)
     folds = find_common_folds({specialist.search: specialist, baseline.search: baseline})
-    gain, error = _measure_gain(specialist, baseline, metric, bone)
     specialist_dev, baseline_dev = (winner.rate_studies(folds, bone) for winner in (specialist, baseline))
-    if not math.isfinite(gain):
+    measured = _measure_gain(specialist, baseline, metric, bone)
+    if measured is None:
         return Served(model=baseline.search, why="baseline: dev has too few rows to tell", dev=score(baseline_dev))
+    gain, error = measured
     figures = f"paired dev gain in {metric} over the best baseline {gain:+.4f}, standard error {error:.4f}"
     if len(folds) == 1:
         figures += f", on fold {folds[0]} alone"
@@ -98,15 +99,22 @@ def find_best_baseline(config: RunConfig, winners: Mapping[str, Winner]) -> Winn
 
 def _is_clearly_better(challenger: Winner, holder: Winner, metric: str) -> bool:
     """Say whether a model is above another by more than a standard error on the folds that judged both."""
-    gain, error = _measure_gain(challenger, holder, metric)
-    return gain > error
+    measured = _measure_gain(challenger, holder, metric)
+    return measured is not None and measured[0] > measured[1]
 
 
-def _measure_gain(a: Winner, b: Winner, metric: str, bone: str | None = None) -> tuple[float, float]:
-    """Give the gain of one model over another by study, and its standard error, on the folds that judged both."""
+def _measure_gain(a: Winner, b: Winner, metric: str, bone: str | None = None) -> tuple[float, float] | None:
+    """Give the gain of one model over another by study, and its standard error, on the folds that judged both.
+
+    None where too few rows judged both: fewer than an interval needs, or a gain that no resample changes.
+    """
     folds = find_common_folds({a.search: a, b.search: b})
     of_a, of_b = (_set_thresholds(winner.rate_studies(folds, bone)) for winner in (a, b))
-    return standard_error_of_gain(of_a, of_b, metric)
+    if has_few([of_a]):
+        return None
+    gain, error = standard_error_of_gain(of_a, of_b, metric)
+    is_told = gain == 0 or error > 0  # two models that answer alike have a gain of 0 without an error
+    return (gain, error) if is_told else None
 
 
 def _set_thresholds(studies: Scored) -> Scored:
