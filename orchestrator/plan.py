@@ -148,7 +148,8 @@ def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
     if (counts.sum() < config.num_folds).any():
         normal, abnormal = counts.sum()
         raise DataError(f"train has {normal} normal and {abnormal} abnormal images: each needs at least one a fold")
-    assign_folds(manifest, num_folds=config.num_folds, seed=config.seed)  # what cannot be cut is said now
+    folds = assign_folds(manifest, num_folds=config.num_folds, seed=config.seed)  # a dry run plans before they are cut
+    train = train.assign(fold=folds[manifest["split"] == "train"])
     trainable, untrainable = _split_bones(config, counts, train)
     searches = [(name_specialist(bone), recipe) for bone in trainable for recipe in config.specialist_recipes]
     searches += [(BASELINE, recipe) for recipe in config.system_recipes]
@@ -253,7 +254,6 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -
     if missing:
         raise ConfigError(f"bones={missing[0]}: not in the data, which has {', '.join(known)}")
     num_folds = train.groupby("bone")["fold"].nunique()
-    is_cut = num_folds.max() > 1  # a dry run plans before the folds are cut
     judged_by_fold_0 = any(holds_out_one_fold(config, recipe) for recipe in config.specialist_recipes)
     labels_of_side = train.groupby(["bone", train["fold"] == 0])["label"].nunique().unstack(fill_value=0)
     untrainable = {}
@@ -266,9 +266,9 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -
                 f"{normal} normal and {abnormal} abnormal images in train: "
                 f"a specialist needs {MIN_IMAGES_PER_LABEL} of each"
             )
-        elif is_cut and num_folds[bone] < 2:
+        elif num_folds[bone] < 2:
             untrainable[bone] = "all of its train images lie in one fold: a head would have none to learn from"
-        elif is_cut and judged_by_fold_0 and labels_of_side.loc[bone].min() < 2:
+        elif judged_by_fold_0 and labels_of_side.loc[bone].min() < 2:
             side = "fold 0, which judges specialists," if labels_of_side.loc[bone, True] < 2 else "all but fold 0"
             untrainable[bone] = f"{side} lacks a label of it: try another number of folds"
     return [bone for bone in wanted if bone not in untrainable], untrainable

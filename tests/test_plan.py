@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import make_manifest
 
+from mura_models.data.folds import assign_folds
 from mura_models.errors import ConfigError, DataError
 from mura_models.finetune_settings import FinetuneSettings
 from mura_models.lr_schedules import LR_SCHEDULES
@@ -170,6 +171,22 @@ def test_a_bone_in_one_fold_has_no_specialist():
     plan = make_plan(RunConfig(num_folds=3), manifest)
     assert "one fold" in plan.untrainable["hand"]
     assert not any(trial.target == "specialist:hand" for trial in plan.trials)
+
+
+@pytest.mark.parametrize("recipe", ["mlp_probe", "finetune"])
+@pytest.mark.parametrize("given", ["nothing", "dev rows of one bone", "everything"])
+def test_a_plan_before_the_folds_are_cut_is_the_plan_after(recipe, given):
+    """As a dry run on a CSV with dev rows for one bone."""
+    config = RunConfig(num_trials=2, num_folds=3, recipes=(recipe,))
+    manifest = make_manifest()
+    if given != "everything":
+        is_kept = (given == "dev rows of one bone") & (manifest["bone"] == "hand") & (manifest["fold"] == 0)
+        manifest["fold"] = manifest["fold"].where(is_kept, -1)
+    cut = manifest.assign(fold=assign_folds(manifest, num_folds=3, seed=config.seed))
+    before, after = make_plan(config, manifest), make_plan(config, cut)
+    assert before == after
+    if recipe == "mlp_probe":
+        assert set(before.untrainable) == {"wrist"}
 
 
 def plan_by_search(config, manifest=None):
