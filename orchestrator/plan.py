@@ -140,8 +140,8 @@ class Budget:
 def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
     """Lay out every trial over the train rows of `manifest`; the same for the same config and data.
 
-    Raises ConfigError for a bone that the data does not have, DataError where no baseline can be trained or no folds
-    can be cut.
+    Raises ConfigError for a bone that the data does not have, DataError where no baseline can be trained or judged, or
+    no folds can be cut.
     """
     train = manifest[manifest["split"] == "train"]
     counts = train.groupby(["bone", "label"]).size().unstack(fill_value=0).reindex(columns=[0, 1], fill_value=0)
@@ -150,6 +150,7 @@ def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
         raise DataError(f"train has {normal} normal and {abnormal} abnormal images: each needs at least one a fold")
     folds = assign_folds(manifest, num_folds=config.num_folds, seed=config.seed)  # a dry run plans before they are cut
     train = train.assign(fold=folds[manifest["split"] == "train"])
+    _check_fold_0(config, train)
     trainable, untrainable = _split_bones(config, counts, train)
     searches = [(name_specialist(bone), recipe) for bone in trainable for recipe in config.specialist_recipes]
     searches += [(BASELINE, recipe) for recipe in config.system_recipes]
@@ -241,6 +242,20 @@ def holds_out_one_fold(config: RunConfig, recipe: str) -> bool:
     The bone task has seen the other folds' films, so a head on its backbone cannot be judged on them.
     """
     return config.held_out == "fold_0" or recipe in ("finetune", "intermediate_task")
+
+
+def _check_fold_0(config: RunConfig, train: pd.DataFrame) -> None:
+    """Raise DataError where fold 0 alone would judge a baseline, and one of its sides has one label."""
+    judged = [recipe for recipe in config.system_recipes if holds_out_one_fold(config, recipe)]
+    if train["bone"].nunique() < 2:
+        judged = [recipe for recipe in judged if recipe != "intermediate_task"]
+    is_dev = train["fold"] == 0
+    for side, labels in (("fold 0", train.loc[is_dev, "label"]), ("all but fold 0", train.loc[~is_dev, "label"])):
+        if judged and labels.nunique() < 2:
+            raise DataError(
+                f"{side} has {(labels == 0).sum()} normal and {(labels == 1).sum()} abnormal images: fold 0 (dev) "
+                f"alone judges {', '.join(judged)}, and both sides need both labels; give other dev rows or folds"
+            )
 
 
 def _choose_head(recipe: str) -> ProbeRecipe:

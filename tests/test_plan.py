@@ -334,6 +334,21 @@ def test_a_bone_that_fold_0_cannot_judge_has_no_specialist_where_fold_0_judges()
     assert "all but fold 0" in make_plan(FINETUNE, manifest).untrainable["hand"]
 
 
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize(("config", "judged"), [(FINETUNE, "finetune"), (PAPER, "linear_probe, mlp_probe")])
+def test_a_baseline_that_fold_0_cannot_judge_is_refused_before_it_is_trained(config, judged, label):
+    manifest = make_manifest()
+    is_train = manifest["split"] == "train"
+    manifest.loc[is_train & (manifest["label"] == label) & (manifest["fold"] == 0), "fold"] = 1
+    told = rf"^fold 0 has (\d+ normal and 0|0 normal and \d+) abnormal images: fold 0 \(dev\) alone judges {judged}.*"
+    with pytest.raises(DataError, match=told + "give other dev rows"):
+        make_plan(config, manifest)
+    manifest.loc[is_train & (manifest["label"] == label), "fold"] = 0
+    with pytest.raises(DataError, match="all but fold 0 has"):
+        make_plan(config, manifest)
+    assert "baseline/mlp_probe" in make_plan(CONFIG, manifest).searches  # every fold judges it
+
+
 def test_policies_and_rates_of_the_backbone_are_tried_in_every_pair():
     config = replace(FINETUNE, finetune_trials=9, sampling=("plain", "balanced_bones", "weighted_labels"))
     trials = make_plan(config, make_manifest()).of_search("baseline/finetune")
