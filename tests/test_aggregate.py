@@ -115,10 +115,19 @@ def test_where_the_best_epoch_is_shipped_it_is_the_one_that_counts():
     assert pick_winner(lines, S, "dev_auroc").trial == f"{S}/001"
 
 
-@pytest.mark.parametrize("lines", [[], [write_line("000", 0.7, state="FAILED")], [write_line("000", None)]])
+@pytest.mark.parametrize("lines", [[], [write_line("000", 0.7, state="FAILED")]])
 def test_a_search_whose_trials_all_failed_has_no_winner(lines):
     with pytest.raises(RunError, match=f"{S}: every trial failed"):
         pick_winner(lines, S, "dev_auroc")
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "PRUNED"])
+def test_a_search_whose_metric_does_not_exist_says_so(state):
+    lines = [write_line("000", None, state=state), write_line("001", None, state="FAILED")]
+    with pytest.raises(RunError, match=f"{S}: dev_auroc does not exist on its dev rows"):
+        pick_winner(lines, S, "dev_auroc")
+    with pytest.raises(RunError, match="other/mlp_probe: every trial failed"):
+        pick_winner(lines, "other/mlp_probe", "dev_auroc")
 
 
 def test_a_winner_is_calibrated_on_its_own_dev_rows():
