@@ -78,6 +78,27 @@ def test_points_are_drawn_within_their_ranges_over_all_schedules():
         assert in_halves.tolist() == [12, 12]  # spread over the range, not clustered
 
 
+@pytest.mark.parametrize("num_trials", [1, 2, 3, 4, 5, 6, 7, 8, 12])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_every_search_tries_as_many_schedules_as_it_can(num_trials, seed, preset):
+    config = RunConfig(recipes=("linear_probe", "mlp_probe", "intermediate_task", "finetune"), preset=preset)
+    config = replace(config, num_folds=3, num_trials=num_trials, finetune_trials=num_trials, seed=seed)
+    tried = plan_table(config).groupby("search")["lr_schedule"].nunique()
+    assert set(tried) == {min(num_trials, len(LR_SCHEDULES))}
+
+
+def test_the_schedules_that_few_trials_try_differ_by_seed_and_not_by_target():
+    tables = [plan_table(replace(FINETUNE, finetune_trials=3, seed=seed)) for seed in range(10)]
+    tried = set()
+    for table in tables:
+        by_search = [list_points(table, f"{t}/finetune") for t in ("baseline", "specialist:hand", "router")]
+        assert by_search[0] == by_search[1] == by_search[2]
+        tried.add(tuple(point[0] for point in by_search[0]))
+    assert len(tried) > 5
+    assert {name for names in tried for name in names} == set(LR_SCHEDULES)
+
+
 def test_a_fresh_seed_draws_other_points():
     assert list_points(plan_table(), "baseline/mlp_probe") != list_points(
         plan_table(RunConfig(num_trials=7, num_folds=3, seed=1)), "baseline/mlp_probe"
