@@ -47,15 +47,6 @@ class LrSchedule:
             allowed = ", ".join(("step", *WARMUP_SCHEDULES))
             raise ConfigError(f"boundary_updates={self.boundary_updates}: {self.name} has no boundary; {allowed} have")
 
-    def factor(self, progress: float) -> float:
-        """Give the factor on the base rate at `progress`, clipped to [0, 1].
-
-        Raises ValueError where the boundary is given in updates: then only `rate` can tell.
-        """
-        if self.boundary_updates is not None:
-            raise ValueError(f"boundary_updates={self.boundary_updates}: its progress depends on the number of updates")
-        return self._factor(progress, self.boundary)
-
     def rate(self, base_lr: float, update: int, num_updates: int) -> float:
         """Give the learning rate of update number `update` (from 0) of `num_updates`.
 

@@ -122,16 +122,6 @@ def score_weighted(scored: Scored, metrics: Sequence[str], weights_PR: Floats) -
     return {metric: values[metric] for metric in metrics}
 
 
-def quick_auroc(labels: Ints, scores: Floats) -> float:
-    """Compute the AUROC of any scores, ties counted half; nan with one label only."""
-    num_pairs = np.count_nonzero(labels == 1) * np.count_nonzero(labels == 0)
-    if num_pairs == 0:
-        return float("nan")
-    negatives, positives = np.sort(scores[labels == 0]), np.sort(scores[labels == 1])
-    num_below, num_up_to = _rank_among(negatives, positives)
-    return float((num_below.sum() + num_up_to.sum()) / 2 / num_pairs)
-
-
 def confusion(labels: Ints, predictions: Ints, num_classes: int) -> npt.NDArray[np.int64]:
     """Count rows by true class (first axis) and predicted class (second axis)."""
     cells = np.asarray(labels, np.int64) * num_classes + predictions

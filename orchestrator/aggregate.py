@@ -1,18 +1,21 @@
 """Search winners -> what serves each bone, the router and the assembly. Dev rows decide; test stays closed.
 
 Fine-tuned networks are judged on fold 0 alone, probes on every fold: whatever is compared is compared on the folds that
-judged both.
+judged both, each model at the best threshold for the rows compared.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from mura_models.assembly import Assembly, Router
+from mura_models.calibration import choose_threshold
 from mura_models.errors import RunError
-from mura_models.intervals import standard_error_of_gain
-from mura_models.metrics import score
+from mura_models.intervals import has_few, standard_error_of_gain
+from mura_models.metrics import Scored, score
 from orchestrator.config import RunConfig
 from orchestrator.targets import BASELINE, ROUTER, name_specialist
 from orchestrator.winners import Winner, find_common_folds
@@ -64,9 +67,10 @@ def _compare(config: RunConfig, baseline: Winner, specialists: Mapping[str, Winn
     specialist = _find_best(specialists, metric, bone)
     folds = find_common_folds({specialist.search: specialist, baseline.search: baseline})
     specialist_dev, baseline_dev = (winner.rate_studies(folds, bone) for winner in (specialist, baseline))
-    gain, error = standard_error_of_gain(specialist_dev, baseline_dev, metric)
-    if not math.isfinite(gain):
+    measured = _measure_gain(specialist, baseline, metric, bone)
+    if measured is None:
         return Served(model=baseline.search, why="baseline: dev has too few rows to tell", dev=score(baseline_dev))
+    gain, error = measured
     figures = f"paired dev gain in {metric} over the best baseline {gain:+.4f}, standard error {error:.4f}"
     if len(folds) == 1:
         figures += f", on fold {folds[0]} alone"
@@ -95,15 +99,38 @@ def find_best_baseline(config: RunConfig, winners: Mapping[str, Winner]) -> Winn
 
 def _is_clearly_better(challenger: Winner, holder: Winner, metric: str) -> bool:
     """Say whether a model is above another by more than a standard error on the folds that judged both."""
-    folds = find_common_folds({challenger.search: challenger, holder.search: holder})
-    gain, error = standard_error_of_gain(challenger.rate_studies(folds), holder.rate_studies(folds), metric)
-    return gain > error
+    measured = _measure_gain(challenger, holder, metric)
+    return measured is not None and measured[0] > measured[1]
+
+
+def _measure_gain(a: Winner, b: Winner, metric: str, bone: str | None = None) -> tuple[float, float] | None:
+    """Give the gain of one model over another by study, and its standard error, on the folds that judged both.
+
+    None where too few rows judged both: fewer than an interval needs, or a gain that no resample changes.
+    """
+    folds = find_common_folds({a.search: a, b.search: b})
+    of_a, of_b = (_set_thresholds(winner.rate_studies(folds, bone)) for winner in (a, b))
+    if has_few([of_a]):
+        return None
+    gain, error = standard_error_of_gain(of_a, of_b, metric)
+    is_told = gain == 0 or error > 0  # two models that answer alike have a gain of 0 without an error
+    return (gain, error) if is_told else None
+
+
+def _set_thresholds(studies: Scored) -> Scored:
+    """Set the best threshold for just these studies.
+
+    A model ships the best one for its own dev rows: for a specialist those that it is compared on, for a baseline those
+    of all bones and folds. Compared so, a specialist would win by its threshold alone.
+    """
+    threshold = choose_threshold(studies.labels, studies.p_abnormal)
+    return replace(studies, thresholds=np.full(len(studies.labels), threshold))
 
 
 def _find_best(winners: Mapping[str, Winner], metric: str, bone: str | None = None) -> Winner:
     """Give the highest by study on the folds that judged all; a score that is not a number is the lowest."""
     folds = find_common_folds(winners)
-    scores = {name: score(winner.rate_studies(folds, bone))[metric] for name, winner in winners.items()}
+    scores = {name: score(_set_thresholds(w.rate_studies(folds, bone)))[metric] for name, w in winners.items()}
     return winners[max(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else scores[name])]
 
 

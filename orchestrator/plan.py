@@ -140,15 +140,17 @@ class Budget:
 def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
     """Lay out every trial over the train rows of `manifest`; the same for the same config and data.
 
-    Raises ConfigError for a bone that the data does not have, DataError where no baseline can be trained or no folds
-    can be cut.
+    Raises ConfigError for a bone that the data does not have, DataError where no baseline can be trained or judged, or
+    no folds can be cut.
     """
     train = manifest[manifest["split"] == "train"]
     counts = train.groupby(["bone", "label"]).size().unstack(fill_value=0).reindex(columns=[0, 1], fill_value=0)
     if (counts.sum() < config.num_folds).any():
         normal, abnormal = counts.sum()
         raise DataError(f"train has {normal} normal and {abnormal} abnormal images: each needs at least one a fold")
-    assign_folds(manifest, num_folds=config.num_folds, seed=config.seed)  # what cannot be cut is said now
+    folds = assign_folds(manifest, num_folds=config.num_folds, seed=config.seed)  # a dry run plans before they are cut
+    train = train.assign(fold=folds[manifest["split"] == "train"])
+    _check_fold_0(config, train)
     trainable, untrainable = _split_bones(config, counts, train)
     searches = [(name_specialist(bone), recipe) for bone in trainable for recipe in config.specialist_recipes]
     searches += [(BASELINE, recipe) for recipe in config.system_recipes]
@@ -242,6 +244,20 @@ def holds_out_one_fold(config: RunConfig, recipe: str) -> bool:
     return config.held_out == "fold_0" or recipe in ("finetune", "intermediate_task")
 
 
+def _check_fold_0(config: RunConfig, train: pd.DataFrame) -> None:
+    """Raise DataError where fold 0 alone would judge a baseline, and one of its sides has one label."""
+    judged = [recipe for recipe in config.system_recipes if holds_out_one_fold(config, recipe)]
+    if train["bone"].nunique() < 2:
+        judged = [recipe for recipe in judged if recipe != "intermediate_task"]
+    is_dev = train["fold"] == 0
+    for side, labels in (("fold 0", train.loc[is_dev, "label"]), ("all but fold 0", train.loc[~is_dev, "label"])):
+        if judged and labels.nunique() < 2:
+            raise DataError(
+                f"{side} has {(labels == 0).sum()} normal and {(labels == 1).sum()} abnormal images: fold 0 (dev) "
+                f"alone judges {', '.join(judged)}, and both sides need both labels; give other dev rows or folds"
+            )
+
+
 def _choose_head(recipe: str) -> ProbeRecipe:
     return "linear_probe" if recipe in ("linear_probe", "finetune") else "mlp_probe"
 
@@ -253,7 +269,6 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -
     if missing:
         raise ConfigError(f"bones={missing[0]}: not in the data, which has {', '.join(known)}")
     num_folds = train.groupby("bone")["fold"].nunique()
-    is_cut = num_folds.max() > 1  # a dry run plans before the folds are cut
     judged_by_fold_0 = any(holds_out_one_fold(config, recipe) for recipe in config.specialist_recipes)
     labels_of_side = train.groupby(["bone", train["fold"] == 0])["label"].nunique().unstack(fill_value=0)
     untrainable = {}
@@ -266,9 +281,9 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -
                 f"{normal} normal and {abnormal} abnormal images in train: "
                 f"a specialist needs {MIN_IMAGES_PER_LABEL} of each"
             )
-        elif is_cut and num_folds[bone] < 2:
+        elif num_folds[bone] < 2:
             untrainable[bone] = "all of its train images lie in one fold: a head would have none to learn from"
-        elif is_cut and judged_by_fold_0 and labels_of_side.loc[bone].min() < 2:
+        elif judged_by_fold_0 and labels_of_side.loc[bone].min() < 2:
             side = "fold 0, which judges specialists," if labels_of_side.loc[bone, True] < 2 else "all but fold 0"
             untrainable[bone] = f"{side} lacks a label of it: try another number of folds"
     return [bone for bone in wanted if bone not in untrainable], untrainable

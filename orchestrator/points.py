@@ -1,6 +1,6 @@
 """The configurations that a search tries: the paper's own first, then drawn ones, the same for all targets alike."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,8 @@ def draw_points(config: RunConfig, recipe: str, *, is_specialist: bool) -> list[
     salt = RECIPES.index(recipe)
     rng = np.random.default_rng([config.seed, salt])
     num_drawn = num_points - len(first)
-    drawn = _draw(head_recipe, num_drawn, rng) if num_drawn else []
+    tried = {schedule.name for schedule, *_ in first}
+    drawn = _draw(head_recipe, num_drawn, tried, rng) if num_drawn else []
     seeds = np.random.SeedSequence([config.seed, salt, 1]).generate_state(num_points) >> 1
     return [
         Point(
@@ -82,10 +83,14 @@ def _list_first(config: RunConfig, recipe: str, *, is_specialist: bool) -> list[
     return list(PAPER_SETTINGS["mlp_probe" if recipe == "intermediate_task" else recipe])
 
 
-def _draw(recipe: str, num: int, rng: np.random.Generator) -> list[tuple[LrSchedule, float, float]]:
+def _draw(
+    recipe: str, num: int, tried: Collection[str], rng: np.random.Generator
+) -> list[tuple[LrSchedule, float, float]]:
     rates = _spread_log(LR_RANGE[recipe], num, rng)
     decays = _spread_log(WEIGHT_DECAY_RANGE[recipe], num, rng)
-    names = [LR_SCHEDULES[i % len(LR_SCHEDULES)] for i in rng.permutation(num)]
+    names = [LR_SCHEDULES[i % len(LR_SCHEDULES)] for i in rng.permutation(max(num, len(LR_SCHEDULES)))]
+    if num < len(names):  # too few for all: those first that no trial has tried
+        names = sorted(names, key=lambda name: name in tried)[:num]
     return [
         (sample_lr_schedule(name, rng), float(f"{lr:.4g}"), float(f"{decay:.4g}"))
         for name, lr, decay in zip(names, rates, decays, strict=True)

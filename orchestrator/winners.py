@@ -15,6 +15,9 @@ from mura_models.search_data import SearchData
 from orchestrator.plan import PlannedTrial
 from orchestrator.rundir import Line
 
+ENDED = ("COMPLETE", "PRUNED")
+"""States of the trials that may win: the others failed or go on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
@@ -101,7 +104,7 @@ def rank_trials(lines: Sequence[Line], search: str, metric: str, *, kept_epoch: 
     standings = []
     for trial, epochs in of_trial.items():
         last = max(epochs, key=lambda line: line["epoch"])
-        if last["state"] not in ("COMPLETE", "PRUNED"):
+        if last["state"] not in ENDED:
             continue
         judged = [last] if kept_epoch == "last" else sorted(epochs, key=lambda line: line["epoch"])
         judged = [line for line in judged if line["metrics"].get(metric) is not None]
@@ -114,10 +117,16 @@ def rank_trials(lines: Sequence[Line], search: str, metric: str, *, kept_epoch: 
 
 
 def pick_winner(lines: Sequence[Line], search: str, metric: str, *, kept_epoch: str = "last") -> Standing:
-    """Choose a search's best trial. Raises RunError where every trial failed."""
+    """Choose a search's best trial. Raises RunError where every trial failed or none has a score."""
     ranked = rank_trials(lines, search, metric, kept_epoch=kept_epoch)
     if not ranked:
-        raise RunError(f"{search}: every trial failed")
+        has_ended = any(line["search"] == search and line["state"] in ENDED for line in lines)
+        why = (
+            f"{metric} does not exist on its dev rows, as where they have one label"
+            if has_ended
+            else "every trial failed"
+        )
+        raise RunError(f"{search}: {why}")
     return ranked[0]
 
 

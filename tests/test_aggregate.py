@@ -31,6 +31,7 @@ PLAN = make_plan(CONFIG, MANIFEST)
 BONES = ("elbow", "hand", "wrist")
 LINEAR, MLP, HAND = "baseline/linear_probe", "baseline/mlp_probe", "specialist:hand/mlp_probe"
 S = "s/mlp_probe"
+TOO_FEW = "baseline: dev has too few rows to tell"
 
 
 def gather():
@@ -114,10 +115,19 @@ def test_where_the_best_epoch_is_shipped_it_is_the_one_that_counts():
     assert pick_winner(lines, S, "dev_auroc").trial == f"{S}/001"
 
 
-@pytest.mark.parametrize("lines", [[], [write_line("000", 0.7, state="FAILED")], [write_line("000", None)]])
+@pytest.mark.parametrize("lines", [[], [write_line("000", 0.7, state="FAILED")]])
 def test_a_search_whose_trials_all_failed_has_no_winner(lines):
     with pytest.raises(RunError, match=f"{S}: every trial failed"):
         pick_winner(lines, S, "dev_auroc")
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "PRUNED"])
+def test_a_search_whose_metric_does_not_exist_says_so(state):
+    lines = [write_line("000", None, state=state), write_line("001", None, state="FAILED")]
+    with pytest.raises(RunError, match=f"{S}: dev_auroc does not exist on its dev rows"):
+        pick_winner(lines, S, "dev_auroc")
+    with pytest.raises(RunError, match="other/mlp_probe: every trial failed"):
+        pick_winner(lines, "other/mlp_probe", "dev_auroc")
 
 
 def test_a_winner_is_calibrated_on_its_own_dev_rows():
@@ -153,14 +163,92 @@ def test_a_specialist_no_better_than_the_baseline_does_not_serve(skill):
 
 @pytest.mark.parametrize(
     ("gain", "error", "is_served"),
-    [(0.051, 0.05, True), (0.05, 0.05, False), (0.01, 0.05, False), (-0.2, 0.05, False), (np.nan, np.nan, False)],
+    [
+        (0.051, 0.05, True),
+        (0.05, 0.05, False),
+        (0.01, 0.05, False),
+        (-0.2, 0.05, False),
+        (0.0, 0.0, False),
+        (0.3, 0.0, None),
+        (0.3, np.nan, None),
+        (np.nan, np.nan, None),
+    ],
 )
 def test_the_gain_must_be_above_one_standard_error(monkeypatch, gain, error, is_served):
     monkeypatch.setattr(aggregate, "standard_error_of_gain", lambda *_: (gain, error))
     served = serve(make_winner(MLP, skill=1), make_winner(HAND, skill=1))
+    assert (served["hand"].model == HAND) is bool(is_served)
+    told = f"{gain:+.4f}, standard error {error:.4f}"
+    assert (TOO_FEW if is_served is None else told) in served["hand"].why
+
+
+def keep_studies(winner, bone, num_of_label):
+    """Keep so many studies of either label of a bone."""
+    dev, kept = winner.dev, winner.dev.bones != bone
+    for label, num in enumerate(num_of_label):
+        studies = np.unique(dev.studies[(dev.bones == bone) & (dev.labels == label)])
+        kept |= np.isin(dev.studies, studies[:num])
+    return replace(winner, dev=dev.subset(kept))
+
+
+@pytest.mark.parametrize(
+    ("num_normal", "num_abnormal", "is_served"), [(2, 2, False), (9, 15, False), (15, 9, False), (10, 10, True)]
+)
+def test_a_specialist_needs_ten_dev_studies_of_each_label_to_serve(num_normal, num_abnormal, is_served):
+    """Two and two told apart by the one and not by the other would be a gain of 1.0 without an error."""
+    kept = "hand", (num_normal, num_abnormal)
+    served = serve(keep_studies(make_winner(MLP, skill=-1), *kept), keep_studies(make_winner(HAND, skill=6), *kept))
     assert (served["hand"].model == HAND) is is_served
-    told = f"{gain:+.4f}, standard error {error:.4f}" if np.isfinite(gain) else "baseline: dev has too few rows to tell"
-    assert told in served["hand"].why
+    assert (served["hand"].why == TOO_FEW) is not is_served
+
+
+def test_a_specialist_needs_dev_studies_of_five_patients_of_each_label_to_serve():
+    def of_patients(num, winner):
+        dev = winner.dev
+        return replace(winner, dev=replace(dev, patients=np.where(dev.labels == 1, dev.patients % num, dev.patients)))
+
+    baseline, hand = make_winner(MLP, skill=-1), make_winner(HAND, skill=6)
+    assert serve(of_patients(4, baseline), of_patients(4, hand))["hand"].why == TOO_FEW
+    assert serve(of_patients(5, baseline), of_patients(5, hand))["hand"].model == HAND
+
+
+def test_a_baseline_that_too_few_rows_judged_does_not_replace_another():
+    everywhere, once = make_winner(LINEAR, skill=-1), make_winner(MLP, skill=9, folds=(0,))
+    assert find_best_baseline(CONFIG, {LINEAR: everywhere, MLP: once}) is once
+    few = once
+    for bone in BONES:
+        few = keep_studies(few, bone, (3, 3))
+        everywhere = keep_studies(everywhere, bone, (3, 3))
+    assert find_best_baseline(CONFIG, {LINEAR: everywhere, MLP: few}) is everywhere
+
+
+def set_threshold(winner, threshold):
+    """Give a winner that ships another threshold."""
+    calibration = replace(winner.model.calibration, threshold=threshold)
+    return replace(winner, model=replace(winner.model, calibration=calibration))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "kappa", "image_accuracy"])
+def test_a_specialist_does_not_win_by_a_threshold_set_on_the_rows_compared(metric):
+    """The same logits: what the baseline ships is right for all bones together, and wrong for this one."""
+    baseline, hand = set_threshold(make_winner(MLP, skill=1), 0.8), make_winner(HAND, skill=1)
+    own = calibrate(hand.dev.logits[:, 0], hand.dev.labels, hand.dev.studies)
+    served = choose_serving(
+        replace(CONFIG, metric=metric),
+        PLAN.untrainable,
+        {MLP: baseline, HAND: set_threshold(hand, own.threshold)},
+        BONES,
+    )
+    assert served["hand"].model == MLP
+    assert "best baseline +0.0000, standard error 0.0000" in served["hand"].why
+    assert served["hand"].dev == score(baseline.rate_studies([0, 1, 2], "hand"))  # told as it is shipped
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "kappa"])
+def test_a_baseline_does_not_win_by_a_threshold_set_on_the_rows_compared(metric):
+    everywhere = set_threshold(make_winner(LINEAR, skill=2), 0.9)
+    once = make_winner(MLP, skill=2, folds=(0,))
+    assert find_best_baseline(replace(CONFIG, metric=metric), {LINEAR: everywhere, MLP: once}) is everywhere
 
 
 def test_a_specialist_is_held_against_the_best_baseline():

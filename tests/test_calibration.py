@@ -22,11 +22,23 @@ def test_the_temperature_that_spoilt_the_logits_is_found(temperature):
     assert fit_temperature(logits * temperature, labels) == pytest.approx(temperature, rel=0.03)
 
 
-def test_the_fitted_temperature_has_the_least_cross_entropy():
+def test_the_fitted_temperature_has_the_least_cross_entropy_to_platts_targets():
     logits, labels = draw_calibrated(200)
+    num_abnormal, num_normal = labels.sum(), (1 - labels).sum()
+    abnormal, normal = (num_abnormal + 1) / (num_abnormal + 2), 1 / (num_normal + 2)
+    parts = np.where(labels, abnormal, normal)  # each row is abnormal in this part, and normal in the rest
+    both, weights = np.repeat([1, 0], 200), np.r_[parts, 1 - parts]
     grid = np.geomspace(0.5, 8, 801)
-    losses = [log_loss(labels, apply_temperature(logits * 2, temperature)) for temperature in grid]
+    losses = [log_loss(both, np.tile(apply_temperature(logits * 2, t), 2), sample_weight=weights) for t in grid]
     assert fit_temperature(logits * 2, labels) == pytest.approx(grid[np.argmin(losses)], rel=0.004)
+
+
+def test_smoothing_fades_with_the_number_of_rows():
+    for num_rows, allowed in ((200, 0.1), (2000, 0.01), (20_000, 0.001)):
+        logits, labels = draw_calibrated(num_rows)
+        grid = np.geomspace(0.5, 2, 2001)
+        losses = [log_loss(labels, apply_temperature(logits, temperature)) for temperature in grid]
+        assert fit_temperature(logits, labels) == pytest.approx(grid[np.argmin(losses)], rel=allowed)
 
 
 @pytest.mark.parametrize("labels", [[], [0, 0, 0], [1, 1, 1]])
@@ -37,10 +49,20 @@ def test_without_both_labels_nothing_is_rescaled(labels):
     assert (found.temperature, found.threshold) == (1.0, 0.5)
 
 
-@pytest.mark.parametrize(("sign", "bound"), [(1, 0.05), (-1, 20)])
-def test_a_separable_or_reversed_dev_set_stays_within_bounds(sign, bound):
+def test_a_separable_dev_set_gives_no_certainty():
+    """Without smoothing every scale fits better than the one before, up to the bound, where p is 1.0 exactly."""
+    labels = np.repeat([0, 1], 10)
+    logits = np.r_[np.linspace(-9, -5, 10), np.linspace(5, 9, 10)]
+    for scale in (0.1, 1.0, 4.0):
+        p_abnormal = apply_temperature(scale * logits, fit_temperature(scale * logits, labels))
+        assert p_abnormal[labels == 1].mean() == pytest.approx(11 / 12, abs=0.02)
+        assert p_abnormal[labels == 0].mean() == pytest.approx(1 / 12, abs=0.02)
+        assert p_abnormal.max() < 0.97
+
+
+def test_a_reversed_dev_set_stays_within_bounds():
     labels = np.array([0, 0, 1, 1])
-    assert fit_temperature(sign * np.array([-2.0, -1.0, 1.0, 2.0]), labels) == pytest.approx(bound, rel=0.01)
+    assert fit_temperature(np.array([2.0, 1.0, -1.0, -2.0]), labels) == pytest.approx(20, rel=0.01)
 
 
 def test_extreme_logits_give_probabilities_without_overflow():

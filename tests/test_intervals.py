@@ -93,6 +93,27 @@ def test_too_few_rows_of_a_label_give_a_value_without_interval():
     assert summarise(scored.subset(ten_abnormal))["auroc"]["ci95"] is not None
 
 
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize(("num_patients", "is_judged"), [(1, False), (4, False), (5, True)])
+def test_rows_of_too_few_patients_of_a_label_are_too_few(label, num_patients, is_judged):
+    """Patients are drawn: all the rows of one patient weigh as one, and the interval would have no width."""
+    scored = draw_scored(5)
+    of_label = scored.labels == label
+    scored = replace(scored, patients=np.where(of_label, 1000 + np.cumsum(of_label) % num_patients, scored.patients))
+    estimates = [*summarise(scored).values(), compare(scored, blur(scored, 1, 0.3), metric="auroc")]
+    assert {estimate["ci95"] is not None for estimate in estimates} == {is_judged}
+    assert {estimate.get("why") for estimate in estimates} == {None if is_judged else "too few"}
+
+
+def test_a_bone_of_too_few_patients_is_named():
+    a = draw_scored(19, num_rows=300)
+    bones = np.where(np.arange(300) < 200, "wrist", "shoulder")
+    a = replace(a, patients=np.where(bones == "wrist", a.patients, 200 + a.patients % 4))
+    headline = compare_mean_of_groups(a, blur(a, 20, 0.3), bones, metric="auroc")
+    assert headline["too_few"] == ["shoulder"]
+    assert headline["ci95"] is not None
+
+
 def test_one_label_gives_no_auroc_and_says_why():
     normal = draw_scored(6).subset(draw_scored(6).labels == 0)
     summary = summarise(normal)
@@ -192,12 +213,10 @@ def test_bones_without_the_metric_are_left_out_by_name_and_small_ones_are_named(
 
 
 def test_the_headline_has_no_interval_where_most_resamples_lack_a_bone():
-    a = draw_scored(21, num_rows=400)
-    bones = np.arange(400) % 2
-    patients = np.arange(400) + 10
-    patients[(a.labels == 1) & (bones == 0)] = 0  # all abnormal rows of each bone are one patient's:
-    patients[(a.labels == 1) & (bones == 1)] = 1  # both are drawn in 40% of the resamples
-    a = replace(a, patients=patients)
+    a = draw_scored(21, num_rows=600)
+    bones = np.arange(600) % 6
+    # All abnormal rows of each bone are one patient's: all six are drawn in 6% of the resamples.
+    a = replace(a, patients=np.where(a.labels == 1, bones, np.arange(600) + 10))
     headline = compare_mean_of_groups(a, blur(a, 22, 0.3), bones, metric="auroc")
     assert headline["difference"] is not None
     assert (headline["ci95"], headline["why"]) == (None, "too few")

@@ -246,15 +246,11 @@ def test_every_drawn_schedule_keeps_the_rate_positive_and_at_most_its_base(name)
 
 
 @pytest.mark.parametrize("name", LR_SCHEDULES)
-def test_progress_beyond_the_ends_counts_as_the_ends(name):
+def test_updates_beyond_the_ends_count_as_the_ends(name):
     schedule = LrSchedule(name=name)
-    assert schedule.factor(-0.5) == schedule.factor(0)
-    assert schedule.factor(1.5) == schedule.factor(1)
-
-
-def test_a_boundary_in_updates_has_no_progress_until_the_budget_is_known():
-    with pytest.raises(ValueError, match="boundary_updates=1000: its progress depends on the number of updates"):
-        TWO_STAGE.factor(0.5)
+    rates = [schedule.rate(BASE_LR, update, 10) for update in (-5, 0, 9, 14)]
+    assert rates[0] == rates[1]
+    assert rates[2] == rates[3]
 
 
 def test_the_same_generator_draws_the_same_schedules():

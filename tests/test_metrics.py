@@ -10,7 +10,6 @@ from mura_models.metrics import (
     confusion,
     macro_f1,
     mean_of_groups,
-    quick_auroc,
     score,
     score_weighted,
     to_studies,
@@ -77,21 +76,12 @@ def test_weighted_values_equal_scikit_learn_with_sample_weights(drawn, seed):
         assert found["f1"][resample] == pytest.approx(f1, abs=1e-12)
 
 
-@quickly
-@given(both_labels)
-def test_quick_auroc_equals_scikit_learn_and_the_reported_one(drawn):
-    labels, scores, _ = np.array(drawn).T
-    assert quick_auroc(labels, scores - 3.0) == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores))
-    assert quick_auroc(labels, scores / 6) == score(make_scored(labels, scores / 6))["auroc"]
-
-
 @pytest.mark.parametrize("label", [0, 1])
 def test_with_one_label_only_what_exists_is_given(label):
     found = score(make_scored([label] * 4, [0.1, 0.6, 0.7, 0.8]))
     missing = {"kappa", "kappa_at_half", "auroc", "f1", "specificity" if label else "sensitivity"}
     assert {metric for metric, value in found.items() if np.isnan(value)} == missing
     assert found["accuracy"] == (0.75 if label else 0.25)
-    assert np.isnan(quick_auroc(np.array([label] * 4), np.arange(4.0)))
 
 
 def test_without_rows_nothing_exists():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import make_manifest
 
+from mura_models.data.folds import assign_folds
 from mura_models.errors import ConfigError, DataError
 from mura_models.finetune_settings import FinetuneSettings
 from mura_models.lr_schedules import LR_SCHEDULES
@@ -75,6 +76,27 @@ def test_points_are_drawn_within_their_ranges_over_all_schedules():
         assert drawn["weight_decay"].between(*WEIGHT_DECAY_RANGE[recipe]).all()
         in_halves = np.histogram(np.log(drawn["lr"]), bins=2, range=np.log((low, high)))[0]
         assert in_halves.tolist() == [12, 12]  # spread over the range, not clustered
+
+
+@pytest.mark.parametrize("num_trials", [1, 2, 3, 4, 5, 6, 7, 8, 12])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_every_search_tries_as_many_schedules_as_it_can(num_trials, seed, preset):
+    config = RunConfig(recipes=("linear_probe", "mlp_probe", "intermediate_task", "finetune"), preset=preset)
+    config = replace(config, num_folds=3, num_trials=num_trials, finetune_trials=num_trials, seed=seed)
+    tried = plan_table(config).groupby("search")["lr_schedule"].nunique()
+    assert set(tried) == {min(num_trials, len(LR_SCHEDULES))}
+
+
+def test_the_schedules_that_few_trials_try_differ_by_seed_and_not_by_target():
+    tables = [plan_table(replace(FINETUNE, finetune_trials=3, seed=seed)) for seed in range(10)]
+    tried = set()
+    for table in tables:
+        by_search = [list_points(table, f"{t}/finetune") for t in ("baseline", "specialist:hand", "router")]
+        assert by_search[0] == by_search[1] == by_search[2]
+        tried.add(tuple(point[0] for point in by_search[0]))
+    assert len(tried) > 5
+    assert {name for names in tried for name in names} == set(LR_SCHEDULES)
 
 
 def test_a_fresh_seed_draws_other_points():
@@ -170,6 +192,22 @@ def test_a_bone_in_one_fold_has_no_specialist():
     plan = make_plan(RunConfig(num_folds=3), manifest)
     assert "one fold" in plan.untrainable["hand"]
     assert not any(trial.target == "specialist:hand" for trial in plan.trials)
+
+
+@pytest.mark.parametrize("recipe", ["mlp_probe", "finetune"])
+@pytest.mark.parametrize("given", ["nothing", "dev rows of one bone", "everything"])
+def test_a_plan_before_the_folds_are_cut_is_the_plan_after(recipe, given):
+    """As a dry run on a CSV with dev rows for one bone."""
+    config = RunConfig(num_trials=2, num_folds=3, recipes=(recipe,))
+    manifest = make_manifest()
+    if given != "everything":
+        is_kept = (given == "dev rows of one bone") & (manifest["bone"] == "hand") & (manifest["fold"] == 0)
+        manifest["fold"] = manifest["fold"].where(is_kept, -1)
+    cut = manifest.assign(fold=assign_folds(manifest, num_folds=3, seed=config.seed))
+    before, after = make_plan(config, manifest), make_plan(config, cut)
+    assert before == after
+    if recipe == "mlp_probe":
+        assert set(before.untrainable) == {"wrist"}
 
 
 def plan_by_search(config, manifest=None):
@@ -315,6 +353,21 @@ def test_a_bone_that_fold_0_cannot_judge_has_no_specialist_where_fold_0_judges()
     assert "fold 0, which judges" in make_plan(FINETUNE, manifest).untrainable["hand"]
     manifest.loc[of_hand & (manifest["label"] == 1), "fold"] = 0
     assert "all but fold 0" in make_plan(FINETUNE, manifest).untrainable["hand"]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize(("config", "judged"), [(FINETUNE, "finetune"), (PAPER, "linear_probe, mlp_probe")])
+def test_a_baseline_that_fold_0_cannot_judge_is_refused_before_it_is_trained(config, judged, label):
+    manifest = make_manifest()
+    is_train = manifest["split"] == "train"
+    manifest.loc[is_train & (manifest["label"] == label) & (manifest["fold"] == 0), "fold"] = 1
+    told = rf"^fold 0 has (\d+ normal and 0|0 normal and \d+) abnormal images: fold 0 \(dev\) alone judges {judged}.*"
+    with pytest.raises(DataError, match=told + "give other dev rows"):
+        make_plan(config, manifest)
+    manifest.loc[is_train & (manifest["label"] == label), "fold"] = 0
+    with pytest.raises(DataError, match="all but fold 0 has"):
+        make_plan(config, manifest)
+    assert "baseline/mlp_probe" in make_plan(CONFIG, manifest).searches  # every fold judges it
 
 
 def test_policies_and_rates_of_the_backbone_are_tried_in_every_pair():
