@@ -19,7 +19,7 @@ from test_report import (
     write_run,
 )
 
-from orchestrator.report.curves import draw_winner_curves
+from orchestrator.report.curves import draw_learning_curves, draw_winner_curves
 from orchestrator.report.data_parts import gather_data_parts
 from orchestrator.report.figures import Canvas
 from orchestrator.report.page import Figures, render_page
@@ -140,6 +140,23 @@ def test_winners_have_loss_and_accuracy_of_train_and_dev_and_a_ring_at_the_kept_
             assert "stroke: #009e73" in svg and "stroke: #1f2a33" in svg
             assert count_rings(svg) == 2
     assert "Ring: the epoch whose weights were kept" in curves.text
+
+
+@pytest.mark.parametrize(
+    ("metric", "label"),
+    [
+        ("auroc", "AUROC on dev, by study"),
+        ("kappa", "kappa on dev, by study"),
+        ("accuracy", "accuracy on dev, by study"),
+        ("image_accuracy", "accuracy at 0.5 on dev, by image"),
+    ],
+)
+def test_learning_curves_name_their_metric_and_its_unit(metric, label):
+    report = make_report(("hand", "hip"))
+    report["run"]["config"]["metric"] = metric
+    trials = make_trials([SEARCH, "router/linear_probe"]).rename(columns={"dev_auroc": f"dev_{metric}"})
+    for drawing in draw_learning_curves(Canvas(is_phantom=False), report, {}, trials):
+        assert ("macro F1 on dev, by image" if "router" in drawing.alt else label) in drawing.svg
 
 
 def test_without_a_kept_epoch_and_with_a_failed_search_there_is_neither_ring_nor_panel(tmp_path):
