@@ -43,8 +43,9 @@ def make_summary(value=0.8, why=None):
     return {"n_images": 90, "n_studies": 45, "image": metrics, "study": metrics}
 
 
-def make_comparisons(bones, gain=0.03):
-    rows = []
+def make_comparisons(bones, gain=0.03, without=()):
+    """Compare every system with a baseline; the bones in `without` have no specialist, so nothing differs there."""
+    rows, same = [], {"difference": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
     for a in SYSTEM_NAMES[2:]:
         for unit in ("study", "image"):
             for metric in ("auroc", "kappa"):
@@ -53,7 +54,10 @@ def make_comparisons(bones, gain=0.03):
                 mean = {"bone": None, "scope": "mean_of_bones", "left_out": [bones[-1]], "too_few": []}
                 rows.append(named | mean | known)
                 rows.append(named | {"bone": None, "scope": "pooled"} | known)
-                rows += [named | {"bone": bone, "scope": "bone"} | known for bone in bones[:-1]]
+                alike = without if a.startswith("specialists") else ()
+                rows += [
+                    named | {"bone": bone, "scope": "bone"} | (same if bone in alike else known) for bone in bones[:-1]
+                ]
                 absent = {"difference": None, "ci95": None, "p": None, "why": "one class only"}
                 rows.append(named | {"bone": bones[-1], "scope": "bone"} | absent)
     return rows
@@ -63,7 +67,16 @@ NO_AUDIT = {"asked": 0, "trials": []}
 
 
 def make_report(
-    bones, *, is_phantom=False, with_router=True, failed=None, paper=None, audit=NO_AUDIT, refits=None, candidates=None
+    bones,
+    *,
+    is_phantom=False,
+    with_router=True,
+    failed=None,
+    without=None,
+    paper=None,
+    audit=NO_AUDIT,
+    refits=None,
+    candidates=None,
 ):
     by_bone = {bone: make_summary() for bone in bones} | {bones[-1]: make_summary(None, "one class only")}
     means = dict.fromkeys(METRICS, 0.8)
@@ -102,7 +115,7 @@ def make_report(
                 for s in searches
             },
             "failed_searches": failed or {},
-            "bones_without_specialist": {bones[-1]: "81 normal and 10 abnormal images in train"},
+            "bones_without_specialist": {bones[-1]: "81 normal and 10 abnormal images in train"} | (without or {}),
             "files_not_decoded": 1,
             "audit": audit,
             "refits": refits or {},
@@ -119,7 +132,7 @@ def make_report(
             bone: choice | {"lr": 0.000067, "dev": dev, "threshold": 0.384, "temperature": 1.07, "why": why}
             for bone in bones
         },
-        "comparisons": make_comparisons(bones),
+        "comparisons": make_comparisons(bones, without=without or {}),
         "paper": paper,
     }
 

@@ -21,9 +21,15 @@ from test_report import (
 
 from orchestrator.report.curves import draw_learning_curves, draw_winner_curves
 from orchestrator.report.data_parts import gather_data_parts
-from orchestrator.report.figures import Canvas
+from orchestrator.report.figures import Canvas, draw_differences
 from orchestrator.report.page import Figures, render_page
-from orchestrator.report.wording import RECIPE_GLOSSES, describe_audit, gloss_system, name_family
+from orchestrator.report.wording import (
+    RECIPE_GLOSSES,
+    describe_audit,
+    gloss_system,
+    list_bone_comparisons,
+    name_family,
+)
 from orchestrator.results import list_pairs
 from orchestrator.rundir import RunDir, write_json
 
@@ -86,6 +92,53 @@ def say(root, **changes):
     rundir = RunDir(root)
     write_json(rundir.report_json, make_report(("hand", "leg", "hip"), **changes))
     return print_to_text(rundir)
+
+
+def test_bones_without_a_specialist_are_named_beside_the_headline(tmp_path):
+    """They count as 0 in the mean; hip, where the metric does not exist, is in no mean."""
+    counted = "1 of 2 bones has no specialist and counts as 0: the baseline answers there"
+    page = show(without={"leg": "not among --bones"})
+    assert f"95% CI +0.010 to +0.050; {counted})" in page.text[: page.text.index("What serves each bone, and why")]
+    assert f"{counted} (leg)." in page.text
+    assert "1 of 2 bones has no specialist: the baseline answers there (leg)." in page.text  # routed
+    assert f"{counted} (leg)" in say(tmp_path, without={"leg": "not among --bones"})
+    failed = {"specialist:hand/mlp_probe": "every trial failed"}
+    text = show(failed=failed, without={"leg": "not among --bones"}).text
+    assert "2 of 2 bones have no specialist and count as 0: the baseline answers there (hand, leg)." in text
+    assert "counts as 0" not in show().text
+
+
+def test_a_bone_without_a_specialist_is_no_zero_in_table_and_plot():
+    without = {"leg": "not among --bones"}
+    text = show(without=without).text
+    for system in ("specialists_mlp_probe_oracle", "specialists_mlp_probe_routed"):
+        assert f"leg {system} baseline_mlp_probe \u2013 no specialist \u2013" in text
+        assert f"hand {system} baseline_mlp_probe +0.030 +0.010 to +0.050" in text
+    report = make_report(("hand", "leg", "hip"), without=without)
+    plots = {drawing.name: drawing.svg for drawing in draw_differences(Canvas(is_phantom=False), report)}
+    assert {name: svg.count("no specialist") for name, svg in plots.items()} == {
+        "differences_specialists_baseline_mlp_probe": 1,
+        "differences_served_baseline_mlp_probe": 0,
+    }
+
+
+def test_what_routing_errors_change_where_the_baseline_answers_is_shown():
+    report = make_report(("hand", "leg", "hip"), without={"leg": "not among --bones"})
+    for row in report["comparisons"]:
+        if row["bone"] == "leg" and row["a"].endswith("_routed"):
+            row |= {"difference": -0.01, "ci95": [-0.02, 0.0]}
+    rows = {row["a"]: row for row in list_bone_comparisons(report) if row["bone"] == "leg"}
+    assert rows["specialists_mlp_probe_routed"]["difference"] == -0.01
+    assert rows["specialists_mlp_probe_oracle"]["why"] == "no specialist"
+    assert rows["served_oracle"]["difference"] == 0.03
+
+
+@pytest.mark.parametrize("system", ["served_oracle", "specialists_mlp_probe_oracle"])
+def test_a_missing_figure_is_explained_where_nothing_was_routed(system):
+    report = make_report(("hand", "leg", "hip"))
+    report["comparisons"] = [row for row in report["comparisons"] if row["a"] == system]
+    (drawing,) = draw_differences(Canvas(is_phantom=False), report)
+    assert "one class only" in drawing.svg
 
 
 @pytest.fixture(scope="module")

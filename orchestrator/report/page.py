@@ -127,6 +127,7 @@ def make_environment() -> jinja2.Environment:
         "rate": wording.format_rate,
         "gloss": wording.gloss_system,
         "family": wording.name_family,
+        "bones_without": wording.count_bones_without,
         "hide_folders": hide_folders,
         "published": wording.format_published,
         "count": "{:,}".format,
@@ -158,7 +159,7 @@ def render_page(
         headlines=headlines,
         answer=wording.write_answer(headlines, best_baseline),
         best_baseline=best_baseline,
-        bone_comparisons=wording.select_comparisons(report, scope="bone", unit="study", metric="auroc"),
+        bone_comparisons=wording.list_bone_comparisons(report),
         other_comparisons=wording.select_comparisons(report, scope="mean_of_bones")
         + wording.select_comparisons(report, scope="pooled"),
         settings=list_settings(report["run"]["config"]),

@@ -11,6 +11,7 @@ from orchestrator.report.wording import (
     PAPER_NOTES,
     PHANTOM_LABEL,
     Headline,
+    count_bones_without,
     describe_audit,
     format_published,
     format_value,
@@ -32,6 +33,8 @@ def print_summary(rundir: RunDir, console: Console) -> None:
     _say(console, f"\nHeadline{mark}\nstudy AUROC on test, mean over bones of within-bone differences")
     for headline in list_headlines(report):
         _say(console, _describe(headline))
+        if headline.without_specialist:
+            _say_wrapped(console, f"{count_bones_without(headline)} ({', '.join(headline.without_specialist)})")
     if report["router"]:
         _say(console, f"\nRouter: macro F1 {report['router']['image']['macro_f1']:.3f} by image")
     if report["paper"] is not None:

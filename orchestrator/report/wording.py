@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.targets import name_specialist
+
 PHANTOM_LABEL = "PHANTOM: synthetic films"
 
 SYSTEM_GLOSSES = {
@@ -48,6 +50,10 @@ class Headline:
     """Bones in which the metric does not exist."""
     too_few: Sequence[str]
     """Bones in the mean with fewer than 10 of either label."""
+    without_specialist: Sequence[str]
+    """Bones in the mean for which the baseline answers, as the system has no specialist for them."""
+    num_bones: int
+    """In the mean."""
 
 
 def name_family(system: str) -> str:
@@ -79,23 +85,64 @@ def select_comparisons(report: Mapping[str, Any], **wanted: str) -> list[dict[st
     ]
 
 
+def find_bones_without(report: Mapping[str, Any], system: str) -> list[str]:
+    """Name the bones for which a system of specialists has none: not asked for, not trainable, or its search failed."""
+    if name_family(system) != "specialists":
+        return []
+    recipe, run = system.removeprefix("specialists_").rsplit("_", 1)[0], report["run"]
+    return [
+        bone
+        for bone in report["systems"][system]["by_bone"]
+        if bone in run["bones_without_specialist"] or f"{name_specialist(bone)}/{recipe}" in run["failed_searches"]
+    ]
+
+
+def list_bone_comparisons(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give the comparisons by bone in study AUROC; where the baseline is compared with itself there is no figure."""
+    rows = select_comparisons(report, scope="bone", unit="study", metric="auroc")
+    without = {system: find_bones_without(report, system) for system in {row["a"] for row in rows}}
+    nothing = {"difference": None, "ci95": None, "p": None, "why": "no specialist"}
+    return [row | nothing if row["bone"] in without[row["a"]] and _is_zero(row) else row for row in rows]
+
+
+def _is_zero(comparison: Mapping[str, Any]) -> bool:
+    """Say whether two systems never differed; routing errors can part them even where the baseline answers."""
+    return comparison["difference"] == 0 and not any(comparison["ci95"] or ())
+
+
 def list_headlines(report: Mapping[str, Any]) -> list[Headline]:
     """Give the headline of every system that is compared with a baseline, in the order of report.json."""
     rows = select_comparisons(report, scope="mean_of_bones", unit="study", metric="auroc")
-    return [
-        Headline(
-            system=row["a"],
-            baseline=row["b"],
-            difference=format_signed(row["difference"]),
-            interval=format_interval(row["ci95"], signed=True) if row["ci95"] else None,
-            why=row.get("why"),
-            p=format_p(row["p"]) if row["p"] is not None else None,
-            verdict=judge(row),
-            left_out=row.get("left_out", ()),
-            too_few=row.get("too_few", ()),
-        )
-        for row in rows
-    ]
+    return [_make_headline(report, row) for row in rows]
+
+
+def _make_headline(report: Mapping[str, Any], row: Mapping[str, Any]) -> Headline:
+    left_out = row.get("left_out", ())
+    without = find_bones_without(report, row["a"])
+    return Headline(
+        system=row["a"],
+        baseline=row["b"],
+        difference=format_signed(row["difference"]),
+        interval=format_interval(row["ci95"], signed=True) if row["ci95"] else None,
+        why=row.get("why"),
+        p=format_p(row["p"]) if row["p"] is not None else None,
+        verdict=judge(row),
+        left_out=left_out,
+        too_few=row.get("too_few", ()),
+        without_specialist=[bone for bone in without if bone not in left_out],
+        num_bones=len(set(report["systems"][row["a"]]["by_bone"]) - set(left_out)),
+    )
+
+
+def count_bones_without(headline: Headline) -> str:
+    """Say in how many bones the baseline answers, and what that does to the mean; nothing where it answers in none."""
+    if not headline.without_specialist:
+        return ""
+    num, is_one = len(headline.without_specialist), len(headline.without_specialist) == 1
+    who = f"{num} of {headline.num_bones} bones {'has' if is_one else 'have'} no specialist"
+    if headline.system.endswith("_routed"):  # a routing error may send it to another bone's specialist
+        return f"{who}: the baseline answers there"
+    return f"{who} and {'counts' if is_one else 'count'} as 0: the baseline answers there"
 
 
 def judge(comparison: Mapping[str, Any]) -> str:
@@ -123,6 +170,7 @@ def write_answer(headlines: Sequence[Headline], best_baseline: str | None) -> st
         who = "the served system" if family == "served" else f"specialists ({recipe}, bone known)"
         whom = "the best baseline" if headline.baseline == best_baseline else f"the {recipe} baseline"
         bounds = f"95% CI {headline.interval}" if headline.interval else f"no interval: {headline.why}"
+        bounds = "; ".join(filter(None, (bounds, count_bones_without(headline))))
         one, many, link = _VERBS[headline.verdict]
         parts.append(f"{who} {one if family == 'served' else many} {link} {whom}, {headline.difference} ({bounds})")
     if not parts:
