@@ -77,6 +77,7 @@ def make_report(
     audit=NO_AUDIT,
     refits=None,
     candidates=None,
+    config=None,
 ):
     by_bone = {bone: make_summary() for bone in bones} | {bones[-1]: make_summary(None, "one class only")}
     means = dict.fromkeys(METRICS, 0.8)
@@ -97,10 +98,12 @@ def make_report(
                 "preset": "quick",
                 "bones": None,
                 "metric": "auroc",
+                "kept_epoch": "last",
                 "early_stopping": True,
                 "seed": 7,
                 "backbone": {"name": "resnet18", "weights": "/wards/jane doe/weights/r18.pt"},
-            },
+            }
+            | (config or {}),
             "data_fingerprint": "6c51084ea3315b4c4ca3467e",
             "versions": {"python": "3.11.7", "ray": "2.60.0"},
             "git_commit": None,

@@ -27,6 +27,7 @@ from orchestrator.report.wording import (
     RECIPE_GLOSSES,
     describe_audit,
     gloss_system,
+    is_fair,
     list_bone_comparisons,
     name_family,
 )
@@ -168,6 +169,49 @@ def test_paper_section_shows_published_beside_ours_and_names_the_unit():
     assert any("a specialist needs 20 of each" in title for title in page.titles)
 
 
+def test_the_papers_unequal_pair_is_called_unfair_in_sentence_card_and_terminal(tmp_path):
+    words = "not a fair comparison: the two were trained by different settings, as in the paper"
+    page = show(config={"preset": "paper"})
+    head = page.text[: page.text.index("What serves each bone, and why")]
+    answer, cards = head.split("+0.030 95% CI", 1)
+    assert (
+        f"(mlp_probe, bone known) are better than the best baseline, +0.030 (95% CI +0.010 to +0.050; {words})"
+        in answer
+    )
+    assert answer.count(words) == 1  # not of the served system
+    assert cards.count(words.capitalize()) == 2  # the bone known, and routed
+    assert " ".join(say(tmp_path, config={"preset": "paper"}).split()).count(words) == 2
+    assert "not a fair comparison" not in show().text
+
+
+@pytest.mark.parametrize(
+    ("preset", "system", "expected"),
+    [
+        ("quick", "specialists_mlp_probe_oracle", True),
+        ("paper", "specialists_mlp_probe_routed", False),
+        ("paper", "specialists_finetune_oracle", False),
+        ("paper", "specialists_two_stage_probe_oracle", True),
+        ("paper", "served_routed", True),
+    ],
+)
+def test_a_pair_is_fair_where_both_were_trained_alike(preset, system, expected):
+    assert is_fair({"run": {"config": {"preset": preset}}}, system) is expected
+
+
+def test_page_says_what_the_papers_baselines_were_trained_by():
+    assert "It was given as many trials and updates as each specialist of its recipe." in show().text
+    text = show(config={"preset": "paper"}).text
+    assert "as each specialist" not in text
+    assert "Only that of two_stage_probe was trained by the settings of its specialists" in text
+
+
+def test_page_says_at_which_epoch_winners_are_chosen():
+    assert "best score on dev at the last epoch it ran." in show().text
+    text = show(config={"kept_epoch": "best"}).text
+    assert "best score on dev: a trial's score is that of its best epoch, whose weights are kept." in text
+    assert "at the last epoch" not in text
+
+
 def test_without_the_paper_preset_there_is_no_such_section(tmp_path):
     assert "Beside the paper" not in show().text
     assert "Beside the paper" not in say(tmp_path)
@@ -210,6 +254,12 @@ def test_learning_curves_name_their_metric_and_its_unit(metric, label):
     trials = make_trials([SEARCH, "router/linear_probe"]).rename(columns={"dev_auroc": f"dev_{metric}"})
     for drawing in draw_learning_curves(Canvas(is_phantom=False), report, {}, trials):
         assert ("macro F1 on dev, by image" if "router" in drawing.alt else label) in drawing.svg
+
+
+def test_the_ring_is_not_called_what_is_shipped_where_winners_were_trained_again(tmp_path):
+    text = read_page(write_run(tmp_path, kept_epoch=3, refits={SEARCH: make_refit([12])})).text
+    assert "Ring: the epoch by which the trial was judged; shipped are the weights of its trainings" in text
+    assert "whose weights were kept" not in text
 
 
 def test_without_a_kept_epoch_and_with_a_failed_search_there_is_neither_ring_nor_panel(tmp_path):

@@ -35,6 +35,8 @@ def print_summary(rundir: RunDir, console: Console) -> None:
         _say(console, _describe(headline))
         if headline.without_specialist:
             _say_wrapped(console, f"{count_bones_without(headline)} ({', '.join(headline.without_specialist)})")
+        if headline.caveat:
+            _say_wrapped(console, headline.caveat)
     if report["router"]:
         _say(console, f"\nRouter: macro F1 {report['router']['image']['macro_f1']:.3f} by image")
     if report["paper"] is not None:

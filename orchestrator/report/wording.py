@@ -26,6 +26,8 @@ RECIPE_GLOSSES = {
     "finetune": "Backbone and last layer are trained together.",
 }
 
+UNFAIR = "not a fair comparison: the two were trained by different settings, as in the paper"
+
 PAPER_NOTES = (
     "The paper's figures are for MURA's valid split, from models trained on other folds: references, not targets.",
     "The paper gave its specialists another learning rate than its global models, so these rows are not a fair "
@@ -54,11 +56,18 @@ class Headline:
     """Bones in the mean for which the baseline answers, as the system has no specialist for them."""
     num_bones: int
     """In the mean."""
+    caveat: str | None
+    """Why the two should not be held against each other."""
 
 
 def name_family(system: str) -> str:
     """Give `baseline`, `specialists` or `served`."""
     return system.split("_", 1)[0]
+
+
+def name_recipe(system: str) -> str:
+    """Give the recipe in the name of a system of specialists."""
+    return system.removeprefix("specialists_").rsplit("_", 1)[0]
 
 
 def gloss_system(system: str) -> str:
@@ -89,7 +98,7 @@ def find_bones_without(report: Mapping[str, Any], system: str) -> list[str]:
     """Name the bones for which a system of specialists has none: not asked for, not trainable, or its search failed."""
     if name_family(system) != "specialists":
         return []
-    recipe, run = system.removeprefix("specialists_").rsplit("_", 1)[0], report["run"]
+    recipe, run = name_recipe(system), report["run"]
     return [
         bone
         for bone in report["systems"][system]["by_bone"]
@@ -108,6 +117,19 @@ def list_bone_comparisons(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _is_zero(comparison: Mapping[str, Any]) -> bool:
     """Say whether two systems never differed; routing errors can part them even where the baseline answers."""
     return comparison["difference"] == 0 and not any(comparison["ci95"] or ())
+
+
+def is_fair(report: Mapping[str, Any], system: str) -> bool:
+    """Say whether a system's models were trained as the baseline of their recipe was (orchestrator/plan.py).
+
+    The paper gave its specialists another rate, and 3.4a's a fixed number of updates.
+    """
+    is_of_specialists = name_family(system) == "specialists"
+    return (
+        report["run"]["config"]["preset"] != "paper"
+        or not is_of_specialists
+        or name_recipe(system) == "two_stage_probe"
+    )
 
 
 def list_headlines(report: Mapping[str, Any]) -> list[Headline]:
@@ -131,6 +153,7 @@ def _make_headline(report: Mapping[str, Any], row: Mapping[str, Any]) -> Headlin
         too_few=row.get("too_few", ()),
         without_specialist=[bone for bone in without if bone not in left_out],
         num_bones=len(set(report["systems"][row["a"]]["by_bone"]) - set(left_out)),
+        caveat=None if is_fair(report, row["a"]) else UNFAIR,
     )
 
 
@@ -170,7 +193,7 @@ def write_answer(headlines: Sequence[Headline], best_baseline: str | None) -> st
         who = "the served system" if family == "served" else f"specialists ({recipe}, bone known)"
         whom = "the best baseline" if headline.baseline == best_baseline else f"the {recipe} baseline"
         bounds = f"95% CI {headline.interval}" if headline.interval else f"no interval: {headline.why}"
-        bounds = "; ".join(filter(None, (bounds, count_bones_without(headline))))
+        bounds = "; ".join(filter(None, (bounds, count_bones_without(headline), headline.caveat)))
         one, many, link = _VERBS[headline.verdict]
         parts.append(f"{who} {one if family == 'served' else many} {link} {whom}, {headline.difference} ({bounds})")
     if not parts:
