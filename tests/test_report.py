@@ -46,10 +46,11 @@ def make_summary(value=0.8, why=None):
 def make_comparisons(bones, gain=0.03, without=()):
     """Compare every system with a baseline; the bones in `without` have no specialist, so nothing differs there."""
     rows, same = [], {"difference": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
-    for a in SYSTEM_NAMES[2:]:
+    pairs = [(system, "baseline_mlp_probe") for system in SYSTEM_NAMES[2:]] + [("served_routed", "served_oracle")]
+    for a, b in pairs:
         for unit in ("study", "image"):
             for metric in ("auroc", "kappa"):
-                named = {"a": a, "b": "baseline_mlp_probe", "unit": unit, "metric": metric}
+                named = {"a": a, "b": b, "unit": unit, "metric": metric}
                 known = {"difference": gain, "ci95": [gain - 0.02, gain + 0.02], "p": 0.01}
                 mean = {"bone": None, "scope": "mean_of_bones", "left_out": [bones[-1]], "too_few": []}
                 rows.append(named | mean | known)

@@ -81,8 +81,12 @@ def make_refit(shipped):
 
 
 def show(**changes):
-    """Give the page of a report without its figures, which take the time."""
-    report = make_report(("hand", "leg", "hip"), **changes)
+    """Give the page of such a report without its figures, which take the time."""
+    return render(make_report(("hand", "leg", "hip"), **changes))
+
+
+def render(report):
+    """Give the page of a report without its figures."""
     nothing = Figures(**{field.name: () for field in dataclasses.fields(Figures)})
     exploration = make_exploration(("hand", "leg", "hip"), report["data"]) | {"samples": []}
     return Page(render_page(report, {}, nothing, gather_data_parts(exploration, Path())))
@@ -339,6 +343,22 @@ def test_router_names_its_recipe_and_what_it_was_chosen_among():
     assert "The router is a linear_probe : the best on dev" in text
     assert "on dev, by image macro F1 linear_probe 0.960 finetune 0.941" in text
     assert "the only one trained" in show().text
+
+
+def test_router_section_says_what_routing_errors_cost():
+    report = make_report(("hand", "leg", "hip"))
+    for row in report["comparisons"]:
+        if row["b"] == "served_oracle" and row["scope"] == "mean_of_bones" and row["metric"] == "auroc":
+            lies_in = {"study": -0.004, "image": -0.1}[row["unit"]]
+            row |= {"difference": lies_in, "ci95": [lies_in - 0.003, lies_in + 0.001], "p": 0.07}
+    text = render(report).text
+    section = text[text.rindex("The router is a") : text.index("ROC curves")]
+    assert "served_routed minus served_oracle is \u22120.004 (95% CI \u22120.007 to \u22120.003, p 0.070)" in section
+    few = make_report(("hand", "leg", "hip"))
+    for row in few["comparisons"]:
+        row |= {"ci95": None, "p": None, "why": "too few"}
+    assert "served_oracle is +0.030 (no interval: too few)" in render(few).text
+    assert "What routing errors cost" not in show(with_router=False).text
 
 
 def test_every_recipe_has_a_line_among_the_words():

@@ -162,6 +162,7 @@ def render_page(
         bone_comparisons=wording.list_bone_comparisons(report),
         other_comparisons=wording.select_comparisons(report, scope="mean_of_bones")
         + wording.select_comparisons(report, scope="pooled"),
+        routing_cost=wording.find_routing_cost(report),
         settings=list_settings(report["run"]["config"]),
         paper_notes=wording.PAPER_NOTES,
         audit_answer=wording.describe_audit(report["run"]["audit"]),

@@ -132,6 +132,13 @@ def is_fair(report: Mapping[str, Any], system: str) -> bool:
     )
 
 
+def find_routing_cost(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Give what routing errors cost: the served system minus itself with the bone known; None where not compared."""
+    wanted = {"a": "served_routed", "b": "served_oracle", "scope": "mean_of_bones", "unit": "study", "metric": "auroc"}
+    found = (row for row in report["comparisons"] if all(row[name] == value for name, value in wanted.items()))
+    return next(found, None)
+
+
 def list_headlines(report: Mapping[str, Any]) -> list[Headline]:
     """Give the headline of every system that is compared with a baseline, in the order of report.json."""
     rows = select_comparisons(report, scope="mean_of_bones", unit="study", metric="auroc")
