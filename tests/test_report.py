@@ -347,7 +347,8 @@ def test_failed_search_is_said_first_and_in_its_row(tmp_path):
 
 def test_run_without_router_says_so(tmp_path):
     page = read_page(write_run(tmp_path, with_router=False))
-    assert "This run has no router" in page.text
+    told = "This run has no router: nothing names the bone, so the best baseline serves all bones, and served_routed is"
+    assert told in page.text
     assert not [image for image in page.images if "router" in image["alt"].lower() and "matrix" in image["alt"]]
 
 
