@@ -49,6 +49,7 @@ def make_paper(bone="humerus"):
     missing = make_estimate(None, "12 normal and 3 abnormal images in train: a specialist needs 20 of each")
     return [
         make_paper_row("3.1", "baseline_linear_probe", None, 0.6951, make_estimate(0.7)),
+        make_paper_row("3.2", "baseline_mlp_probe", None, 0.7217, make_estimate(None, "not trained in this run")),
         make_paper_row("3.3", "baseline_intermediate_task", None, 0.591, make_estimate(0.65)),
         make_paper_row("3.4b", SPECIALIST, bone, 0.8892, make_estimate(0.81)),
         make_paper_row("3.4b", SPECIALIST, "shoulder", None, missing),
@@ -170,7 +171,10 @@ def test_paper_section_shows_published_beside_ours_and_names_the_unit():
     assert "not a fair comparison" in section
     assert "humerus 0.8892 0.810 0.760 to 0.860" in section
     assert "all bones 0.591 0.650" in section
-    assert any("a specialist needs 20 of each" in title for title in page.titles)
+    assert (
+        "shoulder \u2013 no figure: 12 normal and 3 abnormal images in train: a specialist needs 20 of each" in section
+    )
+    assert "all bones 0.7217 no figure: not trained in this run" in section
 
 
 def test_the_papers_unequal_pair_is_called_unfair_in_sentence_card_and_terminal(tmp_path):
@@ -228,6 +232,8 @@ def test_terminal_shows_the_papers_figures_within_80_columns(tmp_path):
     assert re.search(r"^3\.1 +baseline_linear_probe +all +0\.6951 0\.700", text, re.M)
     assert "image-level test accuracy" in text
     assert "3.4b, shoulder: no figure, 12 normal and 3 abnormal" in text
+    assert "3.2, baseline_mlp_probe: no figure, not trained in this run" in text
+    assert "None" not in text
     assert "references, not targets" in " ".join(text.split())
     assert text.isascii()
 

@@ -63,7 +63,8 @@ def _print_paper(rows: Sequence[Mapping[str, Any]], mark: str, console: Console)
         table.add_row(section, row["system"], bone, to_ascii(format_published(row["published"])), ours)
     console.print(table, width=max(console.width, MIN_WIDTH), crop=False)
     for row in (row for row in rows if row["ours"]["value"] is None):
-        _say_wrapped(console, f"{row['section']}, {row['bone']}: no figure, {row['ours']['why']}")
+        whom = row["system"] if row["bone"] is None else row["bone"]
+        _say_wrapped(console, f"{row['section']}, {whom}: no figure, {row['ours']['why']}")
     _say_wrapped(console, " ".join(PAPER_NOTES))
 
 
