@@ -22,7 +22,7 @@ from test_report import (
 from orchestrator.report.curves import draw_learning_curves, draw_winner_curves
 from orchestrator.report.data_parts import gather_data_parts
 from orchestrator.report.figures import Canvas, draw_differences
-from orchestrator.report.page import Figures, render_page
+from orchestrator.report.page import Figures, list_settings, render_page
 from orchestrator.report.wording import (
     RECIPE_GLOSSES,
     describe_audit,
@@ -316,7 +316,25 @@ def test_a_measure_that_was_not_written_has_no_line(change):
     ],
 )
 def test_audit_is_one_sentence(audit, sentence):
-    assert sentence in describe_audit(audit)
+    assert sentence in describe_audit({"audit": audit, "searches": {SEARCH: {"states": {"COMPLETE": 2}}}})
+
+
+def test_an_audit_whose_trials_all_failed_does_not_say_that_none_was_stopped():
+    run = {"audit": {"asked": 3, "trials": []}, "searches": {SEARCH: {"states": {"COMPLETE": 2, "PRUNED": 1}}}}
+    assert describe_audit(run) == "No audited trial came to its end: how often the ladder was wrong is not known."
+
+
+def test_a_setting_that_was_left_open_says_what_that_means():
+    finetune = {"backbone_lr_factor": None, "frozen_epochs": 0}
+    config = {"bones": None, "num_updates": None, "another": None, "recipes": ["a", "b"], "finetune": finetune}
+    assert dict(list_settings(config)) == {
+        "bones": "all",
+        "num_updates": "set by the number of images",
+        "another": "by default",
+        "recipes": "a, b",
+        "finetune.backbone_lr_factor": "1, 0.3 and 0.1 in turn",
+        "finetune.frozen_epochs": "0",
+    }
 
 
 def test_audit_is_on_the_page_and_on_the_terminal(tmp_path):

@@ -37,6 +37,13 @@ METRICS = {
     "specificity": "Specificity",
 }
 """Those with a column on the page; report.json has more."""
+UNSET = {
+    "bones": "all",
+    "num_updates": "set by the number of images",
+    "finetune_updates": "set by the number of images",
+    "finetune.backbone_lr_factor": "1, 0.3 and 0.1 in turn",
+}
+"""Settings that were left open, and what that means (orchestrator/config.py, mura_models/finetune_settings.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +172,7 @@ def render_page(
         routing_cost=wording.find_routing_cost(report),
         settings=list_settings(report["run"]["config"]),
         paper_notes=wording.PAPER_NOTES,
-        audit_answer=wording.describe_audit(report["run"]["audit"]),
+        audit_answer=wording.describe_audit(report["run"]),
         recipe_glosses=wording.RECIPE_GLOSSES,
         metrics=METRICS,
         phantom_label=wording.PHANTOM_LABEL,
@@ -187,14 +194,14 @@ def list_settings(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str
         if isinstance(value, dict):
             rows += list_settings(value, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, format_setting(value)))
+            rows.append((prefix + name, format_setting(prefix + name, value)))
     return rows
 
 
-def format_setting(value: object) -> str:
-    """Write one setting."""
+def format_setting(name: str, value: object) -> str:
+    """Write one setting; where it was left open, what that means."""
     if value is None:
-        return "all"
+        return UNSET.get(name, "by default")
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):

@@ -42,7 +42,7 @@ def print_summary(rundir: RunDir, console: Console) -> None:
     if report["paper"] is not None:
         _print_paper(report["paper"], mark, console)
     if report["run"]["audit"] and report["run"]["audit"]["trials"]:
-        _say_wrapped(console, "\n" + to_ascii(describe_audit(report["run"]["audit"])))
+        _say_wrapped(console, "\n" + to_ascii(describe_audit(report["run"])))
     _say(console, f"Report: {rundir.report_html.resolve()}")
     _say(console, f"Bundle: {rundir.bundle.resolve()}")
 

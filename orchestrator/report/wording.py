@@ -217,13 +217,16 @@ _VERBS = {
 }
 
 
-def describe_audit(audit: Mapping[str, Any] | None) -> str:
+def describe_audit(run: Mapping[str, Any]) -> str:
     """Say in a sentence how often early stopping was wrong among the stopped trials that were run to the end."""
+    audit = run["audit"]
     if audit is None:
         return "Early stopping was off: there is nothing to audit."
     trials = audit["trials"]
     if not audit["asked"]:
         return "The ladder was not audited: no trial that it had stopped was run to the end."
+    if not trials and any(search["states"].get("PRUNED") for search in run["searches"].values()):
+        return "No audited trial came to its end: how often the ladder was wrong is not known."
     if not trials:
         return "The ladder stopped no trial: there is nothing to audit."
     wrong = [trial["gain"] for trial in trials if trial["is_wrong"]]
