@@ -268,6 +268,12 @@ def test_figures_of_the_report_are_on_the_page(rundir):
     assert "1,200" in text
 
 
+def test_dev_figures_say_that_their_threshold_was_fitted_to_the_same_rows(rundir):
+    text = read_page(rundir).text
+    section = text[text.index("What serves each bone, and why") : text.index("Study-level AUROC on test, system minus")]
+    assert "at a threshold that was fitted to these same rows" in section
+
+
 def test_what_does_not_exist_is_a_dash_that_tells_why(rundir):
     page = read_page(rundir)
     assert "one class only" in page.titles
