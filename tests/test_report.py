@@ -274,6 +274,11 @@ def test_dev_figures_say_that_their_threshold_was_fitted_to_the_same_rows(rundir
     assert "at a threshold that was fitted to these same rows" in section
 
 
+def test_page_says_how_few_are_too_few_for_an_interval(rundir):
+    rule = "With fewer than 10 images or studies, or fewer than 5 patients, of either label no interval is given"
+    assert rule in read_page(rundir).text
+
+
 def test_what_does_not_exist_is_a_dash_that_tells_why(rundir):
     page = read_page(rundir)
     assert "one class only" in page.titles

@@ -51,7 +51,7 @@ class Headline:
     left_out: Sequence[str]
     """Bones in which the metric does not exist."""
     too_few: Sequence[str]
-    """Bones in the mean with fewer than 10 of either label."""
+    """Bones in the mean with too few studies or patients of either label for an interval of their own."""
     without_specialist: Sequence[str]
     """Bones in the mean for which the baseline answers, as the system has no specialist for them."""
     num_bones: int
