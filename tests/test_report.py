@@ -256,7 +256,7 @@ def test_answer_says_better_with_its_interval_and_the_bones_left_out(rundir):
     text = read_page(rundir).text
     assert "specialists (mlp_probe, bone known) are better than the best baseline, +0.030 (95% CI +0.010 to" in text
     assert "the served system is better than the best baseline" in text
-    assert "Left out, as the metric does not exist there: hip" in text
+    assert "Left out, as AUROC does not exist where test holds one label only: hip" in text
 
 
 def test_figures_of_the_report_are_on_the_page(rundir):
@@ -275,7 +275,7 @@ def test_dev_figures_say_that_their_threshold_was_fitted_to_the_same_rows(rundir
 
 
 def test_page_says_how_few_are_too_few_for_an_interval(rundir):
-    rule = "With fewer than 10 images or studies, or fewer than 5 patients, of either label no interval is given"
+    rule = "With fewer than 10 images or studies, or fewer than 5 patients, of either label, no interval is given"
     assert rule in read_page(rundir).text
 
 

@@ -301,17 +301,17 @@ def test_a_measure_that_was_not_written_has_no_line(change):
     ("audit", "sentence"),
     [
         (None, "Early stopping was off"),
-        ({"asked": 0, "trials": []}, "The ladder was not audited"),
-        ({"asked": 3, "trials": []}, "The ladder stopped no trial"),
+        ({"asked": 0, "trials": []}, "Early stopping was not audited"),
+        ({"asked": 3, "trials": []}, "No trial was stopped early"),
         ({"asked": 1, "trials": make_audited(-0.02)}, "wrong in none of 1 audited trial: run to the end, none would"),
         ({"asked": 2, "trials": make_audited(0.0, -0.02)}, "wrong in none of 2 audited trials"),
         (
             {"asked": 3, "trials": make_audited(0.004, -0.01, -0.02)},
-            "The ladder was wrong in 1 of 3 audited trials; run to the end it would have won by at most 0.004.",
+            "Early stopping was wrong in 1 of 3 audited trials; run to the end, it would have won by at most 0.004.",
         ),
         (
             {"asked": 3, "trials": make_audited(0.004, 0.013, -0.02)},
-            "The ladder was wrong in 2 of 3 audited trials; run to the end they would have won by at most 0.013.",
+            "Early stopping was wrong in 2 of 3 audited trials; run to the end, they would have won by at most 0.013.",
         ),
     ],
 )
@@ -321,7 +321,7 @@ def test_audit_is_one_sentence(audit, sentence):
 
 def test_an_audit_whose_trials_all_failed_does_not_say_that_none_was_stopped():
     run = {"audit": {"asked": 3, "trials": []}, "searches": {SEARCH: {"states": {"COMPLETE": 2, "PRUNED": 1}}}}
-    assert describe_audit(run) == "No audited trial came to its end: how often the ladder was wrong is not known."
+    assert describe_audit(run) == "No audited trial came to its end: how often early stopping was wrong is not known."
 
 
 def test_a_setting_that_was_left_open_says_what_that_means():
@@ -354,7 +354,7 @@ def test_terminal_is_silent_about_an_audit_without_trials(tmp_path, audit):
 def test_refits_tell_the_flattering_score_from_the_mean_over_seeds():
     refits = {SEARCH: make_refit([12]), "specialist:leg/mlp_probe": make_refit([11, 12, 13])}
     text = show(refits=refits).text
-    assert "best of many and therefore flattering" in text
+    assert "best among its trials and so flatters" in text
     assert (
         f"{SEARCH} 0.834 0.801 \u00b1 0.011 over 3 seeds: 0.801, 0.812, 0.790 the median one {SEARCH}/refit/12" in text
     )
@@ -382,7 +382,7 @@ def test_router_section_says_what_routing_errors_cost():
     for row in few["comparisons"]:
         row |= {"ci95": None, "p": None, "why": "too few"}
     assert "served_oracle is +0.030 (no interval: too few)" in render(few).text
-    assert "What routing errors cost" not in show(with_router=False).text
+    assert "What routing errors cost: served_routed" not in show(with_router=False).text
 
 
 def test_every_recipe_has_a_line_among_the_words():

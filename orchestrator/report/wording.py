@@ -12,16 +12,16 @@ PHANTOM_LABEL = "PHANTOM: synthetic films"
 
 SYSTEM_GLOSSES = {
     "baseline": "one model for all bones",
-    "specialists_oracle": "one model a bone, the bone known",
-    "specialists_routed": "one model a bone, the router names the bone",
+    "specialists_oracle": "one model per bone, the bone known",
+    "specialists_routed": "one model per bone, the router names the bone",
     "served_oracle": "what serves each bone, the bone known",
-    "served_routed": "the bundle: the router names the bone, what serves it answers",
+    "served_routed": "the bundle: what serves each bone, the bone not known",
 }
 
 RECIPE_GLOSSES = {
     "linear_probe": "The backbone stays frozen; one linear layer is trained on it (paper 3.1).",
-    "mlp_probe": "The backbone stays frozen; two linear layers are trained on it (paper 3.2, a bone at a time 3.4a).",
-    "two_stage_probe": "An mlp_probe trained at one rate, then on at the next lower one (paper 3.4b).",
+    "mlp_probe": "The backbone stays frozen; two linear layers are trained on it (paper 3.2; bone by bone, 3.4a).",
+    "two_stage_probe": "An mlp_probe trained at one rate, then further at the next lower one (paper 3.4b).",
     "intermediate_task": "The backbone is first trained to name the bone, then frozen under a new layer (paper 3.3).",
     "finetune": "Backbone and last layer are trained together.",
 }
@@ -30,9 +30,9 @@ UNFAIR = "not a fair comparison: the two were trained by different settings, as 
 
 PAPER_NOTES = (
     "The paper's figures are for MURA's valid split, from models trained on other folds: references, not targets.",
-    "The paper gave its specialists another learning rate than its global models, so these rows are not a fair "
-    "comparison; the fair one is the pair under 3.4b's rates: specialists_two_stage_probe_oracle against "
-    "baseline_two_stage_probe.",
+    "The paper gave its specialists (3.4a, 3.4b) other learning rates than its global models (3.1 to 3.3), so to hold "
+    "those against each other is not a fair comparison. The fair one is under 3.4b's rates on both sides: "
+    "specialists_two_stage_probe_oracle against baseline_two_stage_probe.",
 )
 
 
@@ -224,18 +224,19 @@ def describe_audit(run: Mapping[str, Any]) -> str:
         return "Early stopping was off: there is nothing to audit."
     trials = audit["trials"]
     if not audit["asked"]:
-        return "The ladder was not audited: no trial that it had stopped was run to the end."
+        return "Early stopping was not audited: no trial that it had stopped was run to the end."
     if not trials and any(search["states"].get("PRUNED") for search in run["searches"].values()):
-        return "No audited trial came to its end: how often the ladder was wrong is not known."
+        return "No audited trial came to its end: how often early stopping was wrong is not known."
     if not trials:
-        return "The ladder stopped no trial: there is nothing to audit."
+        return "No trial was stopped early: there is nothing to audit."
     wrong = [trial["gain"] for trial in trials if trial["is_wrong"]]
     audited = f"{len(trials)} audited trial{'s' if len(trials) > 1 else ''}"
     if not wrong:
-        return f"The ladder was wrong in none of {audited}: run to the end, none would have won."
+        return f"Early stopping was wrong in none of {audited}: run to the end, none would have won."
     who = "it" if len(wrong) == 1 else "they"
     most = format_value(max(wrong))
-    return f"The ladder was wrong in {len(wrong)} of {audited}; run to the end {who} would have won by at most {most}."
+    found = f"Early stopping was wrong in {len(wrong)} of {audited}"
+    return f"{found}; run to the end, {who} would have won by at most {most}."
 
 
 def format_published(value: float | None) -> str:
