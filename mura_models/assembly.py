@@ -103,10 +103,15 @@ class Assembly:
         return self.router is not None or len(self.classes) == 1
 
     @property
+    def networks(self) -> list[Network]:
+        """Every network of router and models, in their order."""
+        of_models = (network for model in self.models.values() for network in model.networks)
+        return [*(self.router.networks if self.router else ()), *of_models]
+
+    @property
     def backbones(self) -> list[str]:
         """Keys of the backbones that router and models stand on, in their order."""
-        parts = [*(self.router.networks if self.router else ()), *(n for m in self.models.values() for n in m.networks)]
-        return list(dict.fromkeys(network.backbone for network in parts))
+        return list(dict.fromkeys(network.backbone for network in self.networks))
 
     def keep_served(self) -> "Assembly":
         """Drop the models that answer for no bone."""

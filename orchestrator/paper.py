@@ -14,10 +14,11 @@ import pandas as pd
 from mura_models.data.manifest import patient_codes
 from mura_models.intervals import Estimate, summarise
 from mura_models.metrics import Scored
-from orchestrator.targets import name_specialist
+from orchestrator.targets import BASELINE, ROUTER, name_specialist
 
 HUMERUS = "humerus"
 """The only bone for which the paper trained specialists."""
+NOT_TRAINED = "not trained in this run"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +36,8 @@ class PaperSystem:
     @property
     def recipe(self) -> str:
         """Name how the system's models were trained."""
-        return self.system.removeprefix("specialists_").removesuffix("_oracle")
+        prefix, suffix = ("baseline_", "") if self.system.startswith("baseline_") else ("specialists_", "_oracle")
+        return self.system.removeprefix(prefix).removesuffix(suffix).removesuffix("_routed")
 
 
 PAPER_SYSTEMS = (
@@ -92,7 +94,7 @@ PAPER_SYSTEMS = (
 def compare_with_paper(
     predictions: pd.DataFrame, *, bones_without_specialist: Mapping[str, str], failed_searches: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Give report.json's `paper`: a row a system of the paper, or a row a bone; a system not predicted has none.
+    """Give report.json's `paper`: a row a system of the paper, or a row a bone; a system not predicted has one as well.
 
     The threshold is 0.5 for all, so calibration moves no answer: a temperature leaves 0.5 where it is. The mappings say
     why a bone, or a search (`specialist:<bone>/<recipe>`), has no model: there the baseline would answer, and no
@@ -101,6 +103,8 @@ def compare_with_paper(
     rows = []
     for paper in PAPER_SYSTEMS:
         if f"p_{paper.system}" not in predictions:
+            reason = _explain_missing(paper, predictions, bones_without_specialist, failed_searches)
+            rows.append(_keep_row(paper, predictions, reason))
             continue
         if not paper.is_by_bone:
             rows.append(_measure(paper, predictions, paper.published))
@@ -112,6 +116,32 @@ def compare_with_paper(
         }
         rows += _list_bones(paper, predictions, reasons)
     return rows
+
+
+def _explain_missing(
+    paper: PaperSystem,
+    predictions: pd.DataFrame,
+    bones_without_specialist: Mapping[str, str],
+    failed_searches: Mapping[str, str],
+) -> str:
+    """Say why no model, or no router, answers for a system; no system of a recipe stands without its baseline."""
+    baseline = f"baseline_{paper.recipe}"
+    if f"p_{baseline}" not in predictions:
+        return failed_searches.get(f"{BASELINE}/{paper.recipe}", NOT_TRAINED)
+    if f"p_specialists_{paper.recipe}_oracle" in predictions:
+        failures = [why for search, why in failed_searches.items() if search.startswith(f"{ROUTER}/")]
+        return failures[0] if failures else "no router was trained in this run"
+    absent = _explain_absence(HUMERUS, paper.recipe, bones_without_specialist, failed_searches)
+    return absent if paper.is_by_bone and absent else "no specialist was trained in this run"
+
+
+def _keep_row(paper: PaperSystem, predictions: pd.DataFrame, why: str) -> dict[str, Any]:
+    """Give the row of a system that did not answer: over all bones, or of the humerus alone."""
+    if not paper.is_by_bone:
+        return _measure(paper, predictions, paper.published, why=why)
+    images = predictions[predictions["bone"].str.lower() == HUMERUS]
+    name = str(images["bone"].iloc[0]) if len(images) else HUMERUS
+    return _measure(paper, images, paper.published, bone=name, why=why)
 
 
 def _list_bones(paper: PaperSystem, predictions: pd.DataFrame, reasons: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """`mura predict`: a bundle answers for films, without Ray."""
 
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,8 @@ def predict_files(bundle_dir: Path, data: Path, out: Path, *, split: str | None 
     with tempfile.TemporaryDirectory(prefix="mura-predict-") as scratch:
         films_NHW, failures = decode_files(bundle, manifest, Path(scratch) / "films")
         used = manifest[~manifest["path"].isin(failures)].reset_index(drop=True)
-        answers = bundle.assembly.predict(Embedding(bundle, films_NHW), study_codes(used)) if len(used) else None
+        features = Embedding(bundle, films_NHW, Path(scratch))
+        answers = bundle.assembly.predict(features, study_codes(used)) if len(used) else None
     for path, reason in [*dataset.quarantine.itertuples(index=False), *failures.items()]:
         print(to_one_line(f"left out: {path}: {reason}"))
     if answers is None:
@@ -94,16 +97,52 @@ def decode_files(bundle: Bundle, manifest: pd.DataFrame, scratch: Path) -> tuple
     return films_NHW[:num_used], failures
 
 
-class Embedding:
-    """The films' plain embeddings, by whichever backbone of a bundle is asked for; one is open at a time."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Kept:
+    """The embeddings of the films by one backbone, as far as they were asked for."""
 
-    def __init__(self, bundle: Bundle, films_NHW: np.ndarray) -> None:
+    features_ND: np.ndarray
+    is_there_N: np.ndarray
+
+
+class Embedding:
+    """The films' plain embeddings, by whichever backbone of a bundle is asked for; one is open at a time.
+
+    A backbone embeds a film once, however many networks stand on it: what several share is kept in files in `scratch`,
+    so that memory does not grow with their number.
+    """
+
+    def __init__(self, bundle: Bundle, films_NHW: np.ndarray, scratch: Path) -> None:
         self._bundle = bundle
         self._films_NHW = films_NHW
+        self._scratch = scratch
+        num_networks = Counter(network.backbone for network in bundle.assembly.networks)
+        self._shared = [backbone for backbone, number in num_networks.items() if number > 1]
+        self._kept: dict[str, _Kept] = {}
         self._opened: tuple[str, Embedder] | None = None
 
     def __call__(self, backbone: str, rows: np.ndarray) -> np.ndarray:
-        """Embed the films of these rows: float16 [len(rows), D]."""
+        """Give the embeddings of these rows' films: float16 [len(rows), D]. Raises StorageError on a full disk."""
+        if backbone not in self._shared:
+            return self._embed(backbone, rows)
+        kept = self._keep(backbone)
+        left = rows[~kept.is_there_N[rows]]
+        for start in range(0, len(left), FILMS_PER_BATCH):
+            part = left[start : start + FILMS_PER_BATCH]
+            kept.features_ND[part] = self._embed(backbone, part)
+            kept.is_there_N[part] = True
+        return np.asarray(kept.features_ND[rows])
+
+    def _keep(self, backbone: str) -> _Kept:
+        if backbone not in self._kept:
+            file = self._scratch / f"embeddings_{self._shared.index(backbone)}"
+            num_films, num_features = len(self._films_NHW), self._bundle.backbones[backbone].num_features
+            with told_as_storage_error(file):
+                features_ND = make_rows(file, (num_films, num_features), "float16")
+            self._kept[backbone] = _Kept(features_ND=features_ND, is_there_N=np.zeros(num_films, bool))
+        return self._kept[backbone]
+
+    def _embed(self, backbone: str, rows: np.ndarray) -> np.ndarray:
         embedder = self._open(backbone)
         features = [np.zeros((0, embedder.num_features), np.float16)]
         for start in range(0, len(rows), FILMS_PER_BATCH):

@@ -89,10 +89,49 @@ def test_a_bone_that_the_baseline_answers_for_has_a_reason_and_no_figure():
 
 
 def test_few_rows_have_no_interval():
-    (row,) = compare(make_predictions(("wrist",), ["served_routed"], images_per_bone=8))
+    row = compare(make_predictions(("wrist",), ["served_routed"], images_per_bone=8))[-1]
     assert (row["ours"]["ci95"], row["ours"]["why"]) == (None, "too few")
 
 
-def test_a_system_that_did_not_answer_has_no_row():
+def test_a_system_that_did_not_answer_keeps_its_row_and_says_so():
     predictions = make_predictions(systems=["baseline_mlp_probe", "served_routed", "baseline_finetune"])
-    assert [row["system"] for row in compare(predictions)] == ["baseline_mlp_probe", "served_routed"]
+    failed = {
+        "baseline/linear_probe": "baseline/linear_probe: every trial failed",
+        "baseline/intermediate_task": "baseline/intermediate_task: stands on router/finetune, which failed",
+        "specialist:humerus/mlp_probe": "specialist:humerus/mlp_probe: every trial failed",
+    }
+    rows = compare(predictions, failed=failed)
+    assert [row["system"] for row in rows] == SYSTEMS
+    missing = {row["system"]: row for row in rows if row["ours"]["value"] is None}
+    assert {system: row["ours"]["why"] for system, row in missing.items()} == {
+        "baseline_linear_probe": failed["baseline/linear_probe"],
+        "baseline_intermediate_task": failed["baseline/intermediate_task"],
+        "specialists_mlp_probe_oracle": failed["specialist:humerus/mlp_probe"],
+        "specialists_two_stage_probe_oracle": "not trained in this run",
+        "baseline_two_stage_probe": "not trained in this run",
+        "specialists_two_stage_probe_routed": "not trained in this run",
+    }
+    assert missing["baseline_linear_probe"]["n_images"] == len(predictions)
+    of_humerus = missing["specialists_two_stage_probe_oracle"]
+    assert (of_humerus["bone"], of_humerus["published"], of_humerus["n_images"]) == ("Humerus", 0.8892, 60)
+
+
+@pytest.mark.parametrize(
+    ("failed", "why"),
+    [
+        ({"router/linear_probe": "router/linear_probe: every trial failed"}, "router/linear_probe: every trial failed"),
+        ({}, "no router was trained in this run"),
+    ],
+)
+def test_without_a_router_the_proposed_system_keeps_its_row(failed, why):
+    systems = [system for system in SYSTEMS if system != "specialists_two_stage_probe_routed"]
+    row = index(compare(make_predictions(systems=systems), failed=failed))["specialists_two_stage_probe_routed", None]
+    assert row["ours"] == {"value": None, "ci95": None, "why": why}
+
+
+def test_without_any_specialist_both_of_its_systems_say_so():
+    systems = [system for system in SYSTEMS if "two_stage" not in system or system.startswith("baseline")]
+    untrainable = dict.fromkeys(BONES, "3 abnormal images")
+    rows = index(compare(make_predictions(systems=systems), untrainable=untrainable))
+    assert rows["specialists_two_stage_probe_oracle", "humerus"]["ours"]["why"] == "3 abnormal images"
+    assert rows["specialists_two_stage_probe_routed", None]["ours"]["why"] == "no specialist was trained in this run"

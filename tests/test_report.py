@@ -43,17 +43,22 @@ def make_summary(value=0.8, why=None):
     return {"n_images": 90, "n_studies": 45, "image": metrics, "study": metrics}
 
 
-def make_comparisons(bones, gain=0.03):
-    rows = []
-    for a in SYSTEM_NAMES[2:]:
+def make_comparisons(bones, gain=0.03, without=()):
+    """Compare every system with a baseline; the bones in `without` have no specialist, so nothing differs there."""
+    rows, same = [], {"difference": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
+    pairs = [(system, "baseline_mlp_probe") for system in SYSTEM_NAMES[2:]] + [("served_routed", "served_oracle")]
+    for a, b in pairs:
         for unit in ("study", "image"):
             for metric in ("auroc", "kappa"):
-                named = {"a": a, "b": "baseline_mlp_probe", "unit": unit, "metric": metric}
+                named = {"a": a, "b": b, "unit": unit, "metric": metric}
                 known = {"difference": gain, "ci95": [gain - 0.02, gain + 0.02], "p": 0.01}
                 mean = {"bone": None, "scope": "mean_of_bones", "left_out": [bones[-1]], "too_few": []}
                 rows.append(named | mean | known)
                 rows.append(named | {"bone": None, "scope": "pooled"} | known)
-                rows += [named | {"bone": bone, "scope": "bone"} | known for bone in bones[:-1]]
+                alike = without if a.startswith("specialists") else ()
+                rows += [
+                    named | {"bone": bone, "scope": "bone"} | (same if bone in alike else known) for bone in bones[:-1]
+                ]
                 absent = {"difference": None, "ci95": None, "p": None, "why": "one class only"}
                 rows.append(named | {"bone": bones[-1], "scope": "bone"} | absent)
     return rows
@@ -63,7 +68,17 @@ NO_AUDIT = {"asked": 0, "trials": []}
 
 
 def make_report(
-    bones, *, is_phantom=False, with_router=True, failed=None, paper=None, audit=NO_AUDIT, refits=None, candidates=None
+    bones,
+    *,
+    is_phantom=False,
+    with_router=True,
+    failed=None,
+    without=None,
+    paper=None,
+    audit=NO_AUDIT,
+    refits=None,
+    candidates=None,
+    config=None,
 ):
     by_bone = {bone: make_summary() for bone in bones} | {bones[-1]: make_summary(None, "one class only")}
     means = dict.fromkeys(METRICS, 0.8)
@@ -84,10 +99,12 @@ def make_report(
                 "preset": "quick",
                 "bones": None,
                 "metric": "auroc",
+                "kept_epoch": "last",
                 "early_stopping": True,
                 "seed": 7,
                 "backbone": {"name": "resnet18", "weights": "/wards/jane doe/weights/r18.pt"},
-            },
+            }
+            | (config or {}),
             "data_fingerprint": "6c51084ea3315b4c4ca3467e",
             "versions": {"python": "3.11.7", "ray": "2.60.0"},
             "git_commit": None,
@@ -102,7 +119,7 @@ def make_report(
                 for s in searches
             },
             "failed_searches": failed or {},
-            "bones_without_specialist": {bones[-1]: "81 normal and 10 abnormal images in train"},
+            "bones_without_specialist": {bones[-1]: "81 normal and 10 abnormal images in train"} | (without or {}),
             "files_not_decoded": 1,
             "audit": audit,
             "refits": refits or {},
@@ -119,7 +136,7 @@ def make_report(
             bone: choice | {"lr": 0.000067, "dev": dev, "threshold": 0.384, "temperature": 1.07, "why": why}
             for bone in bones
         },
-        "comparisons": make_comparisons(bones),
+        "comparisons": make_comparisons(bones, without=without or {}),
         "paper": paper,
     }
 
@@ -239,7 +256,7 @@ def test_answer_says_better_with_its_interval_and_the_bones_left_out(rundir):
     text = read_page(rundir).text
     assert "specialists (mlp_probe, bone known) are better than the best baseline, +0.030 (95% CI +0.010 to" in text
     assert "the served system is better than the best baseline" in text
-    assert "Left out, as the metric does not exist there: hip" in text
+    assert "Left out, as AUROC does not exist where test holds one label only: hip" in text
 
 
 def test_figures_of_the_report_are_on_the_page(rundir):
@@ -249,6 +266,17 @@ def test_figures_of_the_report_are_on_the_page(rundir):
     assert "0.000067" in text  # not 6.7e-05
     assert "2 zero bytes" in text
     assert "1,200" in text
+
+
+def test_dev_figures_say_that_their_threshold_was_fitted_to_the_same_rows(rundir):
+    text = read_page(rundir).text
+    section = text[text.index("What serves each bone, and why") : text.index("Study-level AUROC on test, system minus")]
+    assert "at a threshold that was fitted to these same rows" in section
+
+
+def test_page_says_how_few_are_too_few_for_an_interval(rundir):
+    rule = "With fewer than 10 images or studies, or fewer than 5 patients, of either label, no interval is given"
+    assert rule in read_page(rundir).text
 
 
 def test_what_does_not_exist_is_a_dash_that_tells_why(rundir):
@@ -330,7 +358,8 @@ def test_failed_search_is_said_first_and_in_its_row(tmp_path):
 
 def test_run_without_router_says_so(tmp_path):
     page = read_page(write_run(tmp_path, with_router=False))
-    assert "This run has no router" in page.text
+    told = "This run has no router: nothing names the bone, so the best baseline serves all bones, and served_routed is"
+    assert told in page.text
     assert not [image for image in page.images if "router" in image["alt"].lower() and "matrix" in image["alt"]]
 
 

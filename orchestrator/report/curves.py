@@ -10,7 +10,9 @@ from matplotlib.ticker import MaxNLocator
 
 from orchestrator.report.figures import ALARM, GRID, INK, MUTED, STATE_COLOURS, STATE_DASHES, Canvas, Drawing, shorten
 
-METRIC_LABELS = {"auroc": "AUROC", "macro_f1": "macro F1"}
+METRIC_LABELS = {"auroc": "AUROC", "macro_f1": "macro F1", "image_accuracy": "accuracy at 0.5"}
+METRICS_BY_IMAGE = ("macro_f1", "image_accuracy")
+"""The others are by study (mura_models/judging.py)."""
 PART_COLOURS = {"train": "#009e73", "dev": INK}
 PART_DASHES = {"train": (0, (4, 2)), "dev": "solid"}
 SEARCH_PANEL = {"height_inches": 2.5, "width_inches": 3.6}
@@ -30,7 +32,7 @@ def draw_learning_curves(
             axes = panel.axes
             for trial, epochs in rows.groupby("trial"):
                 _draw_curve(axes, epochs, f"dev_{metric}", is_winner=trial == winner)
-            unit = "image" if metric == "macro_f1" else "study"
+            unit = "image" if metric in METRICS_BY_IMAGE else "study"
             axes.set_ylabel(f"{METRIC_LABELS.get(metric, metric)} on dev, by {unit}")
             _dress(axes, report["run"]["searches"][search]["max_epochs"])
             if not winner:

@@ -18,7 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
-from orchestrator.report.wording import PHANTOM_LABEL, find_best_baseline, name_family, select_comparisons
+from orchestrator.report.wording import (
+    PHANTOM_LABEL,
+    find_best_baseline,
+    list_bone_comparisons,
+    name_family,
+    select_comparisons,
+)
 
 # Okabe and Ito's colours, told apart by the colour-blind; darkened where thin lines on white need it.
 INK, MUTED, GRID, ALARM = "#1f2a33", "#5f6b76", "#dfe3e8", "#a8320a"
@@ -112,8 +118,8 @@ def shorten(text: str) -> str:
 
 def draw_differences(canvas: Canvas, report: Mapping[str, Any]) -> list[Drawing]:
     """Draw a forest plot a family: filled where the router names the bone, hollow where it is known."""
-    rows = select_comparisons(report, unit="study", metric="auroc")
-    rows = [row for row in rows if row["scope"] in ("mean_of_bones", "bone")]
+    rows = select_comparisons(report, scope="mean_of_bones", unit="study", metric="auroc")
+    rows += list_bone_comparisons(report)
     bounds = [bound for row in rows for bound in (row["ci95"] or [row["difference"] or 0.0])]
     reach = 1.1 * max([0.02, *map(abs, bounds)])
     drawings = []
@@ -134,12 +140,13 @@ def _draw_forest(
         axes = panel.axes
         axes.axvline(0, color=MUTED, linewidth=0.8)
         axes.axhline(len(bones) - 1.5, color=GRID, linewidth=0.8)
-        for row in rows:
-            is_routed = row["a"].endswith("_routed")
-            y = bones.index(row["bone"]) + (0.14 if is_routed else -0.14)
-            _draw_interval(
-                axes, row["difference"], row["ci95"], y, FAMILY_COLOURS[family], is_filled=is_routed, why=row.get("why")
-            )
+        for y, bone in enumerate(bones):
+            mine = sorted((row for row in rows if row["bone"] == bone), key=lambda row: row["a"])  # the routed one last
+            for row in mine:
+                is_routed = row["a"].endswith("_routed")
+                place = y + (0.14 if is_routed else -0.14)
+                _draw_interval(axes, row["difference"], row["ci95"], place, FAMILY_COLOURS[family], is_filled=is_routed)
+            _write_why(axes, y, [(row["difference"], row["ci95"], row.get("why")) for row in mine])
         axes.set_yticks(range(len(bones)), ["mean over bones" if b is None else shorten(b) for b in bones])
         axes.get_yticklabels()[-1].set_fontweight("bold")
         axes.set(xlim=(-reach, reach), ylim=(len(bones) - 0.4, -0.6))
@@ -155,25 +162,27 @@ def _draw_forest(
 
 
 def _draw_interval(
-    axes: Axes,
-    value: float | None,
-    ci95: Sequence[float] | None,
-    y: float,
-    colour: str,
-    *,
-    is_filled: bool,
-    why: str | None,
+    axes: Axes, value: float | None, ci95: Sequence[float] | None, y: float, colour: str, *, is_filled: bool
 ) -> None:
     if value is None:
-        if is_filled:  # said once a row, not once a mark
-            place = axes.get_yaxis_transform()
-            axes.annotate(f"{why}", (0.5, y - 0.14), (8, 0), place, "offset points", va="center", **_NOTE)
         return
     if ci95:
         axes.plot(ci95, [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
     axes.plot(value, y, "o", markersize=5.5, color=colour, markerfacecolor=colour if is_filled else "white")
-    if not ci95 and is_filled:
-        axes.annotate(f"{why}", (value, y - 0.14), (8, 0), textcoords="offset points", va="center", **_NOTE)
+
+
+def _write_why(axes: Axes, y: float, marks: Sequence[tuple[float | None, Sequence[float] | None, str | None]]) -> None:
+    """Say once a row why marks or intervals are missing: (value, interval, why) of each, the filled one last."""
+    lacking = [(value, str(why)) for value, ci95, why in marks if ci95 is None]
+    if not lacking:
+        return
+    text, value = ", ".join(dict.fromkeys(why for _, why in lacking)), lacking[-1][0]
+    if value is not None:
+        axes.annotate(text, (value, y), (8, 0), textcoords="offset points", va="center", **_NOTE)
+        return
+    is_alone = all(mark[0] is None for mark in marks)
+    place, y = axes.get_yaxis_transform(), y if is_alone else y - 0.28  # above another's mark
+    axes.annotate(text, (0.5, y), (8, 0), place, "offset points", va="center", **_NOTE)
 
 
 _NOTE: dict[str, Any] = {"fontsize": 8, "fontstyle": "italic", "color": MUTED}
@@ -189,20 +198,14 @@ def draw_bones(canvas: Canvas, report: Mapping[str, Any]) -> list[Drawing]:
         with canvas.panel(f"{label} by bone, by study", 1.2 + 0.36 * len(bones)) as panel:
             axes = panel.axes
             axes.axvline(0.5 if metric == "auroc" else 0, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-            for number, name in enumerate(systems):
-                offset = 0.14 if number else -0.14
-                for y, bone in enumerate(bones):
-                    estimate = report["systems"][name]["by_bone"][bone]["study"][metric]
-                    colour = FAMILY_COLOURS[name_family(name)]
+            for y, bone in enumerate(bones):
+                estimates = [report["systems"][name]["by_bone"][bone]["study"][metric] for name in systems]
+                for number, (name, estimate) in enumerate(zip(systems, estimates, strict=True)):
+                    place, colour = y + (0.14 if number else -0.14), FAMILY_COLOURS[name_family(name)]
                     _draw_interval(
-                        axes,
-                        estimate["value"],
-                        estimate["ci95"],
-                        y + offset,
-                        colour,
-                        is_filled=bool(number),
-                        why=estimate.get("why"),
+                        axes, estimate["value"], estimate["ci95"], place, colour, is_filled=name == "served_routed"
                     )
+                _write_why(axes, y, [(e["value"], e["ci95"], e.get("why")) for e in estimates])
             axes.set_yticks(range(len(bones)), [shorten(bone) for bone in bones])
             axes.set(ylim=(len(bones) - 0.4, -0.6), xlabel=f"study-level {label} on test, 95% CI")
             axes.set_xlim(right=1.02)

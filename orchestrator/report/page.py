@@ -37,6 +37,13 @@ METRICS = {
     "specificity": "Specificity",
 }
 """Those with a column on the page; report.json has more."""
+UNSET = {
+    "bones": "all",
+    "num_updates": "set by the number of images",
+    "finetune_updates": "set by the number of images",
+    "finetune.backbone_lr_factor": "1, 0.3 and 0.1 in turn",
+}
+"""Settings that were left open, and what that means (orchestrator/config.py, mura_models/finetune_settings.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +134,7 @@ def make_environment() -> jinja2.Environment:
         "rate": wording.format_rate,
         "gloss": wording.gloss_system,
         "family": wording.name_family,
+        "bones_without": wording.count_bones_without,
         "hide_folders": hide_folders,
         "published": wording.format_published,
         "count": "{:,}".format,
@@ -158,12 +166,13 @@ def render_page(
         headlines=headlines,
         answer=wording.write_answer(headlines, best_baseline),
         best_baseline=best_baseline,
-        bone_comparisons=wording.select_comparisons(report, scope="bone", unit="study", metric="auroc"),
+        bone_comparisons=wording.list_bone_comparisons(report),
         other_comparisons=wording.select_comparisons(report, scope="mean_of_bones")
         + wording.select_comparisons(report, scope="pooled"),
+        routing_cost=wording.find_routing_cost(report),
         settings=list_settings(report["run"]["config"]),
         paper_notes=wording.PAPER_NOTES,
-        audit_answer=wording.describe_audit(report["run"]["audit"]),
+        audit_answer=wording.describe_audit(report["run"]),
         recipe_glosses=wording.RECIPE_GLOSSES,
         metrics=METRICS,
         phantom_label=wording.PHANTOM_LABEL,
@@ -185,14 +194,14 @@ def list_settings(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str
         if isinstance(value, dict):
             rows += list_settings(value, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, format_setting(value)))
+            rows.append((prefix + name, format_setting(prefix + name, value)))
     return rows
 
 
-def format_setting(value: object) -> str:
-    """Write one setting."""
+def format_setting(name: str, value: object) -> str:
+    """Write one setting; where it was left open, what that means."""
     if value is None:
-        return "all"
+        return UNSET.get(name, "by default")
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):

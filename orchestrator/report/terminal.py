@@ -11,6 +11,7 @@ from orchestrator.report.wording import (
     PAPER_NOTES,
     PHANTOM_LABEL,
     Headline,
+    count_bones_without,
     describe_audit,
     format_published,
     format_value,
@@ -32,12 +33,16 @@ def print_summary(rundir: RunDir, console: Console) -> None:
     _say(console, f"\nHeadline{mark}\nstudy AUROC on test, mean over bones of within-bone differences")
     for headline in list_headlines(report):
         _say(console, _describe(headline))
+        if headline.without_specialist:
+            _say_wrapped(console, f"{count_bones_without(headline)} ({', '.join(headline.without_specialist)})")
+        if headline.caveat:
+            _say_wrapped(console, headline.caveat)
     if report["router"]:
         _say(console, f"\nRouter: macro F1 {report['router']['image']['macro_f1']:.3f} by image")
     if report["paper"] is not None:
         _print_paper(report["paper"], mark, console)
     if report["run"]["audit"] and report["run"]["audit"]["trials"]:
-        _say_wrapped(console, "\n" + to_ascii(describe_audit(report["run"]["audit"])))
+        _say_wrapped(console, "\n" + to_ascii(describe_audit(report["run"])))
     _say(console, f"Report: {rundir.report_html.resolve()}")
     _say(console, f"Bundle: {rundir.bundle.resolve()}")
 
@@ -58,7 +63,8 @@ def _print_paper(rows: Sequence[Mapping[str, Any]], mark: str, console: Console)
         table.add_row(section, row["system"], bone, to_ascii(format_published(row["published"])), ours)
     console.print(table, width=max(console.width, MIN_WIDTH), crop=False)
     for row in (row for row in rows if row["ours"]["value"] is None):
-        _say_wrapped(console, f"{row['section']}, {row['bone']}: no figure, {row['ours']['why']}")
+        whom = row["system"] if row["bone"] is None else row["bone"]
+        _say_wrapped(console, f"{row['section']}, {whom}: no figure, {row['ours']['why']}")
     _say_wrapped(console, " ".join(PAPER_NOTES))
 
 
