@@ -95,8 +95,10 @@ def test_refits_are_shipped_and_losers_are_not_kept(finetuned: Path) -> None:
     plan = pd.read_csv(finetuned / "plan.csv")
     assert set(refits) == set(plan["search"])
     shipped = {name for refit in refits.values() for name in refit["shipped"]}
-    kept = {path.name for path in (finetuned / "checkpoints").glob("*.safetensors")}
-    assert kept == {f"{name.replace('/', '%2F').replace(':', '%3A')}.safetensors" for name in shipped}
+    kept = {path.name.removesuffix(".safetensors") for path in (finetuned / "checkpoints").iterdir()}
+    last = {name for name in kept if not name.endswith(".previous")}
+    assert last == {name.replace("/", "%2F").replace(":", "%3A") for name in shipped}
+    assert {name.removesuffix(".previous") for name in kept} == last
     audited = {found["trial"] for found in run["audit"]["trials"]}
     pruned = {line["trial"] for line in read_journal(finetuned) if line["state"] == "PRUNED"}
     assert audited <= pruned
