@@ -32,6 +32,8 @@ def start_ray_here(**options: Any) -> None:
     Raises ConfigError where the token cannot be kept.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its maker by default
+    # Else `ray.init` waits for workers that are started beforehand: for ever, where one of them dies.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     if uses_rays_token_file():
         keep_token_private()
     # What Ray does on Windows and macOS: the node's own address, on which all of its daemons listen, is loopback.

@@ -25,10 +25,6 @@ MODES = {
 """The first two promise the same winners and figures after any fault, the third only that nothing is lost."""
 
 
-FOLLOW_S = 180
-"""Within which Ray ends after its driver was killed; seconds on an idle machine, a minute and more under load."""
-
-
 @dataclass(frozen=True)
 class Moment:
     """When something happens in a run: in one of its parts, and where in it."""
@@ -131,7 +127,7 @@ class Ordeal:
         number, code = ENDS[how]
         driver.send_signal(number)
         driver.wait(120)
-        wait_until(lambda: not self.user.processes(), "Ray to follow its driver", timeout_s=FOLLOW_S)
+        self.user.wait_for_end()
         assert driver.returncode in (0, code), self.user.log.read_text()
         log = self.user.log.read_text()
         assert "Traceback" not in log

@@ -128,6 +128,10 @@ class User:
         """Find what this user's commands have left running, Ray's daemons and workers too."""
         return [process for process in psutil.process_iter() if _read_mark(process) == self.mark]
 
+    def wait_for_end(self) -> None:
+        """Wait until nothing runs any more: Ray ends by itself after its driver, seconds later, minutes under load."""
+        wait_until(lambda: not self.processes(), "Ray to follow its driver", timeout_s=180)
+
     def end_processes(self) -> None:
         """Kill what is left."""
         for process in self.processes():

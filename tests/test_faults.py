@@ -13,7 +13,6 @@ from typing import Protocol
 import pandas as pd
 import pytest
 from faults import (
-    FOLLOW_S,
     MODES,
     OPTIONS,
     Fault,
@@ -144,7 +143,7 @@ def test_a_trial_cut_between_two_rungs_is_judged_as_if_nothing_had_happened(
     run_dir, options = user.home / "run", ("--data", films, *OPTIONS, *MODES[mode])
     done = user.call(sys.executable, "-c", DIE_BETWEEN_RUNGS, "--all-bones", "--run-dir", run_dir, *options)
     assert done.returncode == -9, done.stderr
-    wait_until(lambda: not user.processes(), "Ray to follow its driver", timeout_s=FOLLOW_S)
+    user.wait_for_end()
     cut = read_journal(run_dir)[-1]
     assert (cut["epoch"], cut["state"]) == (6, "RUNNING")
     assert "PRUNED" in {line["state"] for line in read_journal(run_dir)}

@@ -117,7 +117,7 @@ def test_a_run_killed_while_it_trains_networks_goes_on_as_if_nothing_had_happene
     with user.start(sys.executable, ROOT / "run_study.py", "--all-bones", "--run-dir", killed, *options) as driver:
         wait_until(lambda: count_finetuned(killed) >= 9, "epochs of whole networks", timeout_s=200)
         driver.send_signal(signal.SIGKILL)
-        wait_until(lambda: not user.processes(), "Ray to follow its driver")
+        user.wait_for_end()
     old = (killed / "journal.jsonl").read_bytes()
     user.run_study("--run-dir", killed, *options)
     assert (killed / "journal.jsonl").read_bytes().startswith(old[: old.rfind(b"\n") + 1])

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -15,7 +16,7 @@ import pytest
 import requests
 from file_formats import name_format
 from marked_data import KINDS, MARKS, find_marks, name, write_marked_films
-from ray_helpers import BIN, ROOT, TINY, User, list_listeners, make_user, wait_until
+from ray_helpers import BIN, ROOT, TINY, User, list_listeners, make_user, read_journal, wait_until
 from safetensors.torch import save_file
 
 from mura_models.backbones import BackboneSpec, load_backbone
@@ -85,6 +86,11 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     save_file(load_backbone(BackboneSpec(weights="none")).module.state_dict(), weights)
     command = (sys.executable, ROOT / "run_study.py", "--all-bones", "--data", seen.data, "--run-dir", seen.run_dir)
     with user.start(*command, "--weights", weights, *OPTIONS, RAY_metrics_report_interval_ms="500") as driver:
+        wait_until(lambda: read_journal(seen.run_dir), "the search", timeout_s=300)
+        driver.send_signal(signal.SIGSTOP)  # however slow the pages are: this is what they show while it searches
+        seen.look()
+        seen.look()
+        driver.send_signal(signal.SIGCONT)
         wait_until(lambda: seen.look() or has_ended(driver), "the run to end", timeout_s=600)
         seen.output = user.log.read_text()
         assert driver.returncode == 0, seen.output

@@ -69,7 +69,8 @@ def _alone(root: Path, on_wait: Callable[[], None] | None) -> Iterator[bool]:
     """Have other runs that write this phantom wait for this one; give False where the disk knows no locks."""
     path = root.with_name(f".{root.name}.lock")
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
+        if not root.parent.exists():  # where it is a file, opening the lock says so better
+            root.parent.mkdir(parents=True, exist_ok=True)
         file, is_locked = _open_locked(path, on_wait)
     except OSError as error:
         raise ConfigError(f"phantom folder {root} cannot be made ({error.strerror}): name another") from None
