@@ -104,7 +104,7 @@ def list_spellings(word: str) -> tuple[list[bytes], list[bytes]]:
         for offset in range(3):
             whole = base64.b64encode(b"\0" * offset + raw)
             encoded.append(whole[4 if offset else 0 : len(whole) - 4])  # without what its neighbours decide
-    return plain, encoded
+    return plain, [spelling for spelling in encoded if len(spelling) >= 8]  # fewer letters any picture has by chance
 
 
 def unpack(content: bytes, depth: int = 0) -> Iterator[bytes]:
