@@ -129,8 +129,14 @@ class User:
         return [process for process in psutil.process_iter() if _read_mark(process) == self.mark]
 
     def wait_for_end(self) -> None:
-        """Wait until nothing runs any more: Ray ends by itself after its driver, seconds later, minutes under load."""
-        wait_until(lambda: not self.processes(), "Ray to follow its driver", timeout_s=180)
+        """Wait until nothing runs any more: Ray ends by itself, seconds after its driver, and later under load.
+
+        But for its agents: for a minute they try to tell the driver that is gone that its Ray is gone.
+        """
+        wait_until(lambda: not self._list_but_agents(), "Ray to follow its driver", timeout_s=180)
+
+    def _list_but_agents(self) -> list[psutil.Process]:
+        return [process for process in self.processes() if "Agent" not in _read_command(process)]
 
     def end_processes(self) -> None:
         """Kill what is left."""
@@ -138,6 +144,12 @@ class User:
             with _may_be_gone():
                 process.kill()
         wait_until(lambda: not self.processes(), "this user's processes to end")
+
+
+def _read_command(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def make_user(home: Path) -> User:
