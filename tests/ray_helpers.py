@@ -147,7 +147,7 @@ class User:
 
 
 def _read_command(process: psutil.Process) -> str:
-    with suppress(psutil.Error):
+    with _may_be_gone():
         return " ".join(process.cmdline())
     return ""
 
