@@ -23,8 +23,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mura_models.errors import to_one_line
 from orchestrator.checks import DASHBOARD_PORT, LISTED, Install, NodeFacts
 
-NODE_S = 60.0
-"""How long a node may take to answer: one with GPUs starts CUDA (chosen by us)."""
+NODE_S = 150.0
+"""How long a node may take to answer: after 60 s Ray notices that a worker died while it started (chosen by us)."""
+RETRIES = 3
+"""How often the question is put again where a worker dies over it."""
 WEB_S = 3.0
 """How long a web server may take to answer (chosen by us): below KNOCK_S of cluster.py, as its silence ends no run."""
 PROBE_BYTES = 2**18
@@ -89,7 +91,8 @@ def ask_nodes(folder: Path) -> list[NodeFacts]:
     ray.cloudpickle.register_pickle_by_value(module)  # a node may lack this project, or have another version of it
     try:
         near = NodeAffinitySchedulingStrategy(here, soft=False)
-        inbox = ray.remote(Inbox).options(num_cpus=0, scheduling_strategy=near).remote(str(folder))
+        options = {"num_cpus": 0, "max_restarts": RETRIES, "max_task_retries": RETRIES}
+        inbox = ray.remote(Inbox).options(**options, scheduling_strategy=near).remote(str(folder))
         asked = {node["NodeID"]: _ask(node, inbox) for node in nodes}
         ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODE_S)
     finally:
@@ -101,7 +104,7 @@ def _ask(node: Mapping[str, Any], inbox: Any) -> Any:
     num_gpus = node["Resources"].get("GPU", 0)
     options = {"max_calls": 1} if num_gpus else {}  # a process that started CUDA would keep some of its memory
     there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there, **options)(gather_node)
+    task = ray.remote(num_cpus=0, max_retries=RETRIES, scheduling_strategy=there, **options)(gather_node)
     return task.remote([inbox], node["NodeID"], bool(num_gpus))
 
 

@@ -7,13 +7,15 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
@@ -25,6 +27,7 @@ from mura_models.checkpoints import Checkpoint
 from mura_models.errors import StorageError
 from orchestrator.cluster import share_cluster
 from orchestrator.config import Placement, RunConfig
+from orchestrator.facts import ask_nodes
 from orchestrator.keeper import CheckpointKeeper, Kept, start_keeper
 from orchestrator.plan import Plan, make_plan
 from orchestrator.repair import read_shipped
@@ -188,6 +191,28 @@ def test_a_disk_that_gives_no_checkpoint_ends_the_search_in_one_line_and_loses_n
         assert not (tmp_path / "journal.jsonl").exists()
         run_search(stage)
     assert [line["state"] for line in read_journal(tmp_path)].count("COMPLETE") == NUM_GPUS
+
+
+def test_a_worker_that_dies_over_the_question_what_its_node_is_is_no_finding(tmp_path: Path) -> None:
+    killed: list[str] = []
+
+    def kill_once() -> None:
+        while not killed:
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    name = " ".join(process.cmdline())
+                    if name.startswith("ray::Inbox"):
+                        process.kill()
+                        killed.append(name)
+                        return
+
+    with local_ray(num_cpus=2):
+        killer = threading.Thread(target=kill_once, daemon=True)
+        killer.start()
+        (node,) = ask_nodes(tmp_path)
+        killer.join(10)
+    assert killed
+    assert (node.error, node.storage_error) == ("", "")
 
 
 def test_the_rows_of_a_stage_are_let_go_when_it_is_over(tmp_path: Path) -> None:
