@@ -26,8 +26,19 @@ class Interrupted(KeyboardInterrupt):
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise Interrupted in the main thread when a signal asks for an end."""
-    with _handled_by(_raise):
-        yield
+    asked = [signal.SIGINT]
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        asked.append(signal.Signals(number))
+        raise Interrupted(number)
+
+    with _handled_by(end):
+        try:
+            yield
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:  # which Ray raises in place of ours where it was waiting
+            raise Interrupted(asked[-1]) from None
 
 
 @contextmanager
@@ -64,7 +75,3 @@ def _handled_by(handler: "signal._HANDLER") -> Iterator[None]:
         for number, handler_before in before.items():
             if handler_before is not None:  # None: set by something that is not Python
                 signal.signal(number, handler_before)
-
-
-def _raise(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number)

@@ -28,6 +28,19 @@ def test_a_signal_while_ray_starts_ends_the_run_as_any_other():
     assert caught.value.exit_code == 143
 
 
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_a_library_tells_as_a_keyboard_interrupt_keeps_its_exit_code(number, exit_code):
+    """As Ray does where its own code waits."""
+
+    def wait():
+        try:
+            os.kill(os.getpid(), number)
+        except Interrupted:
+            raise KeyboardInterrupt from None
+
+    assert guard(wait) == exit_code
+
+
 def test_what_a_library_sets_is_undone_when_it_has_started():
     with interruptible():
         ours = signal.getsignal(signal.SIGTERM)
