@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,18 +118,31 @@ def test_the_rules_leave_no_leak_and_lose_no_row_in_any_order(drawn, random):
     assert set(rule(rows.iloc[shuffled].reset_index(drop=True)).rows["path"]) == set(kept["path"])
 
 
+def count_groups(rows):
+    """Count the patients, those who share films as one."""
+    groups = []
+    for patient, digest in zip(rows["patient"], rows["digest"], strict=True):
+        group = {("patient", patient), ("film", digest)}
+        touching = [other for other in groups if other & group]
+        groups = [other for other in groups if not other & group] + [group.union(*touching)]
+    return len(groups)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(films, min_size=1, max_size=40), st.integers(2, 4), st.randoms(use_true_random=False))
-def test_folds_are_the_same_in_any_order_and_hold_each_patient_once(drawn, num_folds, random):
+def test_folds_are_the_same_in_any_order_and_hold_each_patient_and_film_once(drawn, num_folds, random):
     rows = pd.DataFrame(drawn).assign(path=[f"{number}.png" for number in range(len(drawn))], fold=-1)
     kept = rule(rows).rows
-    if kept[kept["split"] == "train"]["patient"].nunique() < num_folds:
+    is_train = (kept["split"] == "train").to_numpy()
+    if count_groups(kept[is_train]) < num_folds:
+        with pytest.raises(DataError, match="ask for fewer folds"):
+            assign_folds(kept, num_folds=num_folds, seed=1)
         return
     folds = assign_folds(kept, num_folds=num_folds, seed=1)
-    is_train = (kept["split"] == "train").to_numpy()
     assert set(folds[is_train]) == set(range(num_folds))
     assert (folds[~is_train] == -1).all()
-    assert (pd.Series(folds[is_train]).groupby(kept["patient"][is_train].to_numpy()).nunique() == 1).all()
+    for column in ("patient", "digest"):
+        assert (pd.Series(folds[is_train]).groupby(kept[column][is_train].to_numpy()).nunique() == 1).all()
     order = random.sample(range(len(kept)), len(kept))
     assert np.array_equal(assign_folds(kept.iloc[order], num_folds=num_folds, seed=1), folds[order])
 
