@@ -1,5 +1,8 @@
 """Small stand-ins that the fast tests share: a manifest, its embeddings, the rows of a search and trained heads."""
 
+import errno
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -137,3 +140,16 @@ def make_assembly(classes=("elbow", "hand", "wrist"), *, specialists=("elbow", "
         models={model.name: model for model in models},
         serving=serving,
     )
+
+
+def fail_to_read(monkeypatch, num_times):
+    """Let a file server be away for so many reads."""
+    read_bytes, left = Path.read_bytes, iter(range(num_times))
+
+    def read(path):
+        if next(left, None) is not None:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr("mura_models.writing.RETRY_EVERY_S", 0.001)

@@ -123,7 +123,7 @@ class Ordeal:
         return victim != "worker" or bool(find_workers(self.user))
 
     def _end(self, driver: "subprocess.Popen[str]", how: str) -> None:
-        """End the driver, unless it has just ended by itself; nothing of it may stay."""
+        """End the driver, unless it has just ended by itself; nothing of it may stay but Ray's agents, for a minute."""
         number, code = ENDS[how]
         driver.send_signal(number)
         driver.wait(120)
@@ -139,7 +139,7 @@ class Ordeal:
         elif victim == "trial":
             kill(read_journal(self.run_dir)[-1]["worker"]["pid"])
         else:
-            workers = find_workers(self.user)
+            workers = wait_until(lambda: find_workers(self.user), "a worker")
             pid = sorted(workers)[len(self.told) % len(workers)]  # an older or a younger one
             self.told[-1] += f": {workers[pid]}"
             kill(pid)

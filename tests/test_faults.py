@@ -12,16 +12,7 @@ from typing import Protocol
 
 import pandas as pd
 import pytest
-from faults import (
-    MODES,
-    OPTIONS,
-    Fault,
-    Ordeal,
-    assert_nothing_changed,
-    assert_whole,
-    draw_faults,
-    take_stock,
-)
+from faults import MODES, OPTIONS, Fault, Ordeal, assert_nothing_changed, assert_whole, draw_faults, take_stock
 from ray_helpers import (
     ROOT,
     TINY,

@@ -1,11 +1,10 @@
 """Checkpoints on the disk: the last one, the one before, and what is done where one is damaged."""
 
 import errno
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import list_names
+from conftest import fail_to_read, list_names
 from safetensors.torch import save
 
 from mura_models.errors import StorageError
@@ -77,19 +76,6 @@ def test_a_trial_takes_up_another_ones_where_it_has_none(rundir):
 def test_both_checkpoints_of_a_loser_go(rundir):
     remove_checkpoints(rundir, TRIAL)
     assert list_names(rundir.checkpoints) == []
-
-
-def fail_to_read(monkeypatch, num_times):
-    """Let a file server be away for so many reads."""
-    read_bytes, left = Path.read_bytes, iter(range(num_times))
-
-    def read(path):
-        if next(left, None) is not None:
-            raise OSError(errno.ESTALE, "Stale file handle")
-        return read_bytes(path)
-
-    monkeypatch.setattr(Path, "read_bytes", read)
-    monkeypatch.setattr("mura_models.writing.RETRY_EVERY_S", 0.001)
 
 
 def test_a_checkpoint_that_cannot_be_read_for_a_while_is_waited_for(rundir, monkeypatch):

@@ -1,13 +1,11 @@
 """What is left between ingest and search."""
 
-import errno
 import hashlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from conftest import make_manifest
+from conftest import fail_to_read, make_manifest
 
 from mura_models.data.manifest import DataSet
 from mura_models.errors import ConfigError, DataError, RunError
@@ -42,17 +40,9 @@ def test_a_film_that_could_not_be_decoded_is_left_out_and_named(tmp_path):
 
 
 def test_a_film_whose_disk_fails_for_a_while_is_waited_for(tmp_path, monkeypatch):
-    film, left = tmp_path / "film.png", iter(range(3))
+    film = tmp_path / "film.png"
     film.write_bytes(b"pixels")
-    read_bytes = Path.read_bytes
-
-    def read(path):
-        if next(left, None) is not None:
-            raise OSError(errno.ESTALE, "Stale file handle")
-        return read_bytes(path)
-
-    monkeypatch.setattr(Path, "read_bytes", read)
-    monkeypatch.setattr("mura_models.writing.RETRY_EVERY_S", 0.001)
+    fail_to_read(monkeypatch, 3)
     assert read_again(film, hashlib.sha256(b"pixels").hexdigest()) == b"pixels"
 
 
