@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mura_models.backbones import BackboneSpec, load_backbone
-from mura_models.finetune_settings import FinetuneSettings
-from mura_models.finetuning import FinetuneTraining
-from mura_models.search_data import SearchData
-from mura_models.training import TrialSettings
+from mura_models.networks.backbones import BackboneSpec, load_backbone
+from mura_models.training.finetune import FinetuneTraining
+from mura_models.training.finetune_settings import FinetuneSettings
+from mura_models.training.loop import TrialSettings
+from mura_models.training.search_data import SearchData
 
 MIN_RATIO = 0.95
 NUM_FILMS = 1024

@@ -6,7 +6,7 @@ Free of torch and Ray, as all that is imported before parsing.
 import argparse
 from typing import Any
 
-from mura_models.finetune_settings import FinetuneSettings, describe_fields
+from mura_models.training.finetune_settings import FinetuneSettings, describe_fields
 from orchestrator.options import parse_path
 
 Group = argparse._ArgumentGroup  # which argparse gives, but under no public name

@@ -10,14 +10,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mura_models.errors import RunError, StorageError, UserError, to_one_line
-from mura_models.finetune_settings import FinetuneSettings, describe_fields
-from mura_models.writing import is_storage_trouble
+from mura_models.storage import is_storage_trouble
+from mura_models.training.finetune_settings import FinetuneSettings, describe_fields
 from orchestrator.arguments import add_run_arguments
-from orchestrator.interrupts import Interrupted, interruptible
+from orchestrator.cluster.signals import Interrupted, interruptible
 from orchestrator.options import check_contradictions, parse_path
 
 if TYPE_CHECKING:
-    from orchestrator.config import Placement, RunConfig
+    from orchestrator.run.config import RunConfig
+    from orchestrator.run.execution import Placement
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -93,9 +94,9 @@ RUN_HELP = "Train one specialist per bone, global baselines and a bone router, a
 
 def run(arguments: argparse.Namespace) -> None:
     """Carry out a run."""
-    from orchestrator.datasets import open_dataset
-    from orchestrator.monitor import Monitor
+    from orchestrator.ingest.dataset import open_dataset
     from orchestrator.pipeline import check_searches, forecast, run
+    from orchestrator.progress import Monitor
     from orchestrator.report.terminal import print_summary
 
     config, placement = make_config(arguments), make_placement(arguments)
@@ -111,8 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def make_config(arguments: argparse.Namespace, *, checks_backbone: bool = True) -> "RunConfig":
     """Lay the options over the preset. Raises ConfigError, and WeightsError where the backbone is looked at."""
-    from mura_models.backbones import check_backbone
-    from orchestrator.presets import make_preset
+    from mura_models.networks.backbones import check_backbone
+    from orchestrator.run.presets import make_preset
 
     config = make_preset(arguments.preset)
     preprocessing = replace(config.preprocessing, **_given(arguments, "image_size_px", "resize"))
@@ -145,7 +146,7 @@ CONFIG_OPTIONS = (
 
 def make_placement(arguments: argparse.Namespace) -> "Placement":
     """Gather where the run lies and what it runs on. Raises ConfigError."""
-    from orchestrator.config import Placement
+    from orchestrator.run.execution import Placement
 
     names = ("run_dir", "fresh", "address", "max_concurrent", "gpus_per_trial", "cpus_per_trial")
     return Placement(**{name: getattr(arguments, name) for name in names})
@@ -159,9 +160,9 @@ def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
 def doctor(arguments: argparse.Namespace) -> None:
     """Print a line a finding; raise ConfigError where a run would fail."""
     from mura_models.errors import ConfigError
-    from orchestrator.datasets import find_mura, open_dataset
-    from orchestrator.doctor import examine
-    from orchestrator.monitor import Monitor
+    from orchestrator.ingest.dataset import find_mura, open_dataset
+    from orchestrator.preflight.doctor import examine
+    from orchestrator.progress import Monitor
 
     config, placement = make_config(arguments, checks_backbone=False), make_placement(arguments)
     data = arguments.data or find_mura()
@@ -187,7 +188,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 def predict(arguments: argparse.Namespace) -> None:
     """Let a bundle answer."""
-    from orchestrator.predicting import predict_files
+    from mura_models.inference.predict import predict_files
 
     predict_files(arguments.bundle, arguments.data, arguments.out, split=arguments.split)
 
@@ -199,9 +200,9 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Write a run's page anew."""
-    from orchestrator.provenance import check_finished
     from orchestrator.report import render_report
-    from orchestrator.rundir import RunDir
+    from orchestrator.run.directory import RunDir
+    from orchestrator.run.provenance import check_finished
 
     rundir = RunDir(arguments.run_dir)
     check_finished(rundir)
@@ -218,7 +219,7 @@ def add_phantom_arguments(parser: argparse.ArgumentParser) -> None:
 
 def phantom(arguments: argparse.Namespace) -> None:
     """Write a phantom."""
-    from mura_models.data.phantom import write_phantom
+    from mura_models.phantom import write_phantom
 
     print(write_phantom(arguments.out, scale=arguments.scale, seed=arguments.seed))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mura_models.errors import ConfigError
-from mura_models.finetune_settings import FinetuneSettings, describe_fields
+from mura_models.training.finetune_settings import FinetuneSettings, describe_fields
 
 FINETUNE_OPTIONS = (
     *("finetune_trials", "finetune_epochs", "finetune_updates", "finetune_batch_size"),

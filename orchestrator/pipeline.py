@@ -1,29 +1,30 @@
 """A run, step by step; a step whose output is there is not run again."""
 
 import shutil
-from pathlib import Path
 
-from mura_models.data.manifest import DataSet
+from mura_models.data.dataset import DataSet
 from mura_models.errors import ConfigError, RunError
-from orchestrator.cluster import is_inside_job, share_cluster
-from orchestrator.concluding import conclude
-from orchestrator.config import Placement, RunConfig
-from orchestrator.datasets import cache_root
-from orchestrator.describing import read_runtime, record_ingest
-from orchestrator.disk import format_bytes
-from orchestrator.examining import examined
-from orchestrator.exploring import explore_data
-from orchestrator.ingest import ingest
-from orchestrator.keeper import start_keeper
-from orchestrator.monitor import Monitor
-from orchestrator.plan import Plan, make_plan
-from orchestrator.preparing import finish_manifest
-from orchestrator.provenance import check_finished, open_run
+from orchestrator.cluster.resources import share_cluster
+from orchestrator.evaluation.report_data import conclude
+from orchestrator.ingest.dataset import cache_root
+from orchestrator.ingest.decode import ingest
+from orchestrator.ingest.manifest import finish_manifest
+from orchestrator.ingest.overview import explore_data
+from orchestrator.ingest.record import read_runtime, record_ingest
+from orchestrator.preflight.disk_forecast import format_bytes
+from orchestrator.preflight.disk_usage import forecast_run
+from orchestrator.preflight.run_checks import examined
+from orchestrator.progress import Monitor
 from orchestrator.report import render_report
-from orchestrator.rundir import RunDir, read_json, write_table
-from orchestrator.space import forecast_run
-from orchestrator.stages import train_stages
-from orchestrator.work import Work
+from orchestrator.run.config import RunConfig
+from orchestrator.run.directory import RunDir, choose_rundir
+from orchestrator.run.execution import Placement
+from orchestrator.run.files import read_json, write_table
+from orchestrator.run.provenance import check_finished, open_run
+from orchestrator.search.checkpoint_store import start_keeper
+from orchestrator.search.context import Work
+from orchestrator.search.plan import Plan, make_plan
+from orchestrator.search.stages import train_stages
 
 
 def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Monitor) -> RunDir:
@@ -84,25 +85,6 @@ def check_searches(rundir: RunDir) -> None:
     failed = read_json(rundir.report_json)["run"]["failed_searches"]
     if failed:
         raise RunError("; ".join(failed.values()) + f"; the rest is in {rundir.report_html}")
-
-
-def choose_rundir(config: RunConfig, placement: Placement, dataset: DataSet) -> RunDir:
-    """Name the run directory: as asked, else by data and config, so that the same command continues.
-
-    Raises ConfigError for a relative one inside a Ray job, whose folder is temporary.
-    """
-    root = placement.run_dir or Path("runs") / f"{dataset.name}-{config.digest(dataset.fingerprint())}"
-    if is_inside_job() and not root.is_absolute():
-        raise ConfigError(
-            f"run-dir={root}: a Ray job works in a temporary folder and would lose it; give --run-dir /an/absolute/path"
-        )
-    if placement.fresh:
-        taken = root
-        number = 2
-        while root.exists():
-            root = taken.with_name(f"{taken.name}-{number}")
-            number += 1
-    return RunDir(root)
 
 
 def settle_plan(plan: Plan, rundir: RunDir) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mura_models.data.files import explain, read_file
 from mura_models.data.folds import assign_folds
+from mura_models.data.safe_read import explain, read_file
 from mura_models.data.scan import Listing
 from mura_models.errors import DataError
 

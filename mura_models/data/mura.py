@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from mura_models.data.csv_manifest import LABELS, parse_cells, read_text, split_lines
-from mura_models.data.files import NOT_TEXT, explain, is_text, to_text
 from mura_models.data.images import READERS
 from mura_models.data.mura_counts import MURA_COUNTS, MURA_PATIENTS
+from mura_models.data.safe_read import NOT_TEXT, explain, is_text, to_text
 from mura_models.data.scan import LINK_OUTSIDE, Listing, is_junk, leads_outside
 from mura_models.errors import DataError
 

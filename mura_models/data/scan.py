@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mura_models.data.files import explain, read_file
 from mura_models.data.images import inspect_image
+from mura_models.data.safe_read import explain, read_file
 from mura_models.errors import ImageError, StorageError
-from mura_models.writing import PATIENCE_S, RETRY_EVERY_S, is_server_trouble, repeat_patiently
+from mura_models.storage import PATIENCE_S, RETRY_EVERY_S, is_server_trouble, repeat_patiently
 
 MAX_FILM_BYTES = 2**30
 """More than any film of MAX_PIXELS needs: 16 bits of four channels, uncompressed, are 0.7 GB."""

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
-from orchestrator.report.wording import (
+from orchestrator.report.summary import (
     PHANTOM_LABEL,
     find_best_baseline,
     list_bone_comparisons,

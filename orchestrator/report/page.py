@@ -11,9 +11,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from mura_models.errors import hide_folders
-from mura_models.writing import whole_file, whole_folder
-from orchestrator.report import wording
-from orchestrator.report.curves import PART_COLOURS, draw_learning_curves, draw_winner_curves
+from mura_models.storage import whole_file, whole_folder
+from orchestrator.report import summary as wording
 from orchestrator.report.data_figures import draw_data
 from orchestrator.report.data_parts import gather_data_parts
 from orchestrator.report.figures import (
@@ -26,7 +25,9 @@ from orchestrator.report.figures import (
     draw_differences,
     draw_roc,
 )
-from orchestrator.rundir import RunDir, read_json
+from orchestrator.report.learning_curves import PART_COLOURS, draw_learning_curves, draw_winner_curves
+from orchestrator.run.directory import RunDir
+from orchestrator.run.files import read_json
 
 HERE = Path(__file__).parent
 METRICS = {
@@ -43,7 +44,7 @@ UNSET = {
     "finetune_updates": "set by the number of images",
     "finetune.backbone_lr_factor": "1, 0.3 and 0.1 in turn",
 }
-"""Settings that were left open, and what that means (orchestrator/config.py, mura_models/finetune_settings.py)."""
+"""Settings that were left open, and what that means (orchestrator/run/config.py, mura_models/training/finetune_settings.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)

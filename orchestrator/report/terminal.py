@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.wording import (
+from orchestrator.report.summary import (
     PAPER_NOTES,
     PHANTOM_LABEL,
     Headline,
@@ -17,7 +17,8 @@ from orchestrator.report.wording import (
     format_value,
     list_headlines,
 )
-from orchestrator.rundir import RunDir, read_json
+from orchestrator.run.directory import RunDir
+from orchestrator.run.files import read_json
 
 COLUMNS = {"study": ("auroc", "kappa"), "image": ("auroc", "accuracy")}
 MIN_WIDTH = 80

@@ -1,0 +1,80 @@
+"""Random changes to whole batches of films, on the device that trains: no Python an image, no generator that lives on.
+
+The paper's two (flip, autocontrast) are those of preprocessing.py. The others are for training whole networks: rotation
+(Stanford turned films by up to 30 degrees), zoom with shift, contrast and brightness.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mura_models.data.preprocessing import OUTCOMES, apply_outcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """How far films are changed; 0 is not at all."""
+
+    rotation_degrees: float = 0.0
+    zoom: float = 0.0
+    """Scale by up to so much either way, and move by up to half as much of a side."""
+    contrast: float = 0.0
+    """Contrast and brightness by up to so much either way."""
+
+    @property
+    def is_geometric(self) -> bool:
+        """Whether pixels move."""
+        return bool(self.rotation_degrees or self.zoom)
+
+
+def augment(films_BHW: Tensor, outcomes_B: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
+    """Change uint8 films at random: uint8, or float32 in [0, 1] where more than the paper's two changes are asked for.
+
+    `outcomes_B` numbers each film's outcome of the paper's two augmentations (preprocessing.OUTCOMES); `rng` gives
+    the rest, the same numbers whatever the device.
+    """
+    flips_B, contrasts_B = np.array(OUTCOMES)[outcomes_B].T
+    films_BHW = _where(flips_B, apply_outcome(films_BHW, True, False), films_BHW)
+    if contrasts_B.any():
+        films_BHW = _where(contrasts_B, apply_outcome(films_BHW, False, True), films_BHW)
+    if not (augmentation.is_geometric or augmentation.contrast):
+        return films_BHW
+    changed_BHW = films_BHW.float() / 255
+    if augmentation.is_geometric:
+        changed_BHW = _move(changed_BHW, augmentation, rng)
+    if augmentation.contrast:
+        changed_BHW = _change_contrast(changed_BHW, augmentation.contrast, rng)
+    return changed_BHW
+
+
+def _where(mask_B: np.ndarray, first_BHW: Tensor, second_BHW: Tensor) -> Tensor:
+    mask_B11 = torch.from_numpy(mask_B).to(first_BHW.device)[:, None, None]
+    return torch.where(mask_B11, first_BHW, second_BHW)
+
+
+def _move(films_BHW: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
+    """Turn, scale and shift every film by its own draw; what comes in from outside is black."""
+    num_films = len(films_BHW)
+    angle_B = np.deg2rad(rng.uniform(-1, 1, num_films) * augmentation.rotation_degrees)
+    scale_B = np.exp(rng.uniform(-1, 1, num_films) * math.log1p(augmentation.zoom))
+    shift_B2 = rng.uniform(-1, 1, (num_films, 2)) * augmentation.zoom  # the grid is 2 wide: half of it a side
+    cos_B, sin_B = np.cos(angle_B) / scale_B, np.sin(angle_B) / scale_B
+    theta_B23 = np.stack([cos_B, -sin_B, shift_B2[:, 0], sin_B, cos_B, shift_B2[:, 1]], axis=1).reshape(-1, 2, 3)
+    theta = torch.from_numpy(theta_B23).to(films_BHW)
+    size = (num_films, 1, *films_BHW.shape[1:])
+    grid = functional.affine_grid(theta, list(size), align_corners=False)
+    moved_B1HW = functional.grid_sample(films_BHW[:, None], grid, mode="bilinear", align_corners=False)
+    return moved_B1HW[:, 0]
+
+
+def _change_contrast(films_BHW: Tensor, amount: float, rng: np.random.Generator) -> Tensor:
+    """Stretch or squeeze every film's greys around its mean, and brighten or darken it."""
+    drawn_2B = torch.from_numpy(1 + amount * rng.uniform(-1, 1, (2, len(films_BHW)))).to(films_BHW)
+    factor_B11, brightness_B11 = drawn_2B[:, :, None, None]
+    mean_B11 = films_BHW.mean(dim=(1, 2), keepdim=True)
+    changed_BHW: Tensor = (films_BHW - mean_B11) * factor_B11 + mean_B11 * brightness_B11
+    return changed_BHW.clamp(0, 1)

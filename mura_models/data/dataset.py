@@ -1,0 +1,257 @@
+"""The manifest: one table of images, whatever they came as."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mura_models.data.corrections import Corrections, CorrectionSummary, correct_labels, read_corrections
+from mura_models.data.csv_manifest import list_csv, list_csv_for_prediction, read_text, split_lines
+from mura_models.data.images import READERS
+from mura_models.data.mura import compare_counts, describe_path, find_tree, is_phantom_tree, list_mura
+from mura_models.data.safe_read import NOT_TEXT, check_is_there, explain, is_text, to_text
+from mura_models.data.scan import (
+    LINK_OUTSIDE,
+    Listing,
+    apply_rules,
+    check_files,
+    count_reasons,
+    is_junk,
+    leads_outside,
+)
+from mura_models.errors import DataError
+
+Kind = Literal["mura", "csv", "folder"]
+COLUMNS = (
+    *("path", "file", "bone", "patient", "study", "label", "split", "fold"),
+    *("digest", "width", "height", "mode"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """A data set after the scan: what can be used, what was left out and why."""
+
+    name: str
+    kind: Kind
+    is_phantom: bool
+    manifest: pd.DataFrame
+    quarantine: pd.DataFrame
+    notes: tuple[str, ...]
+    corrections: CorrectionSummary | None = None
+    """Of the file of corrected labels, where one was given."""
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of what is learnt from: pixels and who, where, which label. Paths do not count."""
+        columns = ["digest", "bone", "patient", "study", "label", "split", "fold"]
+        known = [column for column in columns if column in self.manifest]
+        rows = sorted(json.dumps([str(cell) for cell in row]) for row in self.manifest[known].to_numpy(object))
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def read_dataset(
+    path: Path,
+    *,
+    corrections: Path | None = None,
+    num_threads: int = 8,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> DataSet:
+    """Scan a MURA folder or a manifest CSV: read every file once, decode none.
+
+    corrections: a CSV of corrected labels, applied before the rules on labels and leaks.
+    on_progress: called with the files read and all files.
+
+    Raises DataError where nothing is left to train on, or the data or the corrections cannot be understood.
+    """
+    check_is_there(path, wanted="a MURA-v1.1 folder or a manifest CSV")
+    corrected = read_corrections(corrections) if corrections else None  # a mistake is said before the scan
+    if path.is_dir():
+        return _read_mura(path, corrected, num_threads, on_progress)
+    listing = check_files(list_csv(path), num_threads=num_threads, on_progress=on_progress)
+    listing, summary = _correct(listing, corrected)
+    listing = apply_rules(listing, study_columns=("patient", "bone", "study"))
+    return _check_usable(_make_dataset(_name_csv(path), "csv", listing, corrections=summary), path)
+
+
+def _read_mura(
+    folder: Path,
+    corrections: Corrections | None,
+    num_threads: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> DataSet:
+    root = find_tree(folder)
+    if root is None:
+        raise DataError(f"{folder}: not a MURA folder (no train/XR_<BONE>/patient<N>); give one, or a manifest CSV")
+    listing = check_files(list_mura(root), num_threads=num_threads, on_progress=on_progress)
+    is_phantom = is_phantom_tree(root)
+    if not is_phantom:
+        listing = listing.add_notes(compare_counts(listing.rows))
+    listing, summary = _correct(listing, corrections)
+    # MURA numbers the studies of its two splits apart.
+    listing = apply_rules(listing, study_columns=("split", "patient", "bone", "study"))
+    name = "phantom" if is_phantom else _make_slug(root)
+    return _check_usable(_make_dataset(name, "mura", listing, is_phantom=is_phantom, corrections=summary), folder)
+
+
+def _correct(listing: Listing, corrections: Corrections | None) -> tuple[Listing, CorrectionSummary | None]:
+    return correct_labels(listing, corrections) if corrections else (listing, None)
+
+
+def read_predict_input(path: Path) -> DataSet:
+    """Scan what is to be predicted: a CSV with a column path, a MURA folder, a folder of images, or a list.
+
+    A list has no header and one path a line, as MURA's own image_paths.csv. Columns that are not known are
+    absent. Files that cannot be read are in the quarantine; the rules on labels and splits do not apply.
+
+    Raises DataError where there is no image at all.
+    """
+    check_is_there(path, wanted="a CSV, a MURA folder or a folder of images")
+    if not path.is_dir():
+        listing = _list_lines(path) if _is_list(path) else list_csv_for_prediction(path)
+        dataset = _make_dataset(_name_csv(path), "csv", check_files(listing))
+    elif root := find_tree(path):
+        dataset = _make_dataset(
+            _make_slug(root), "mura", check_files(list_mura(root)), is_phantom=is_phantom_tree(root)
+        )
+    else:
+        dataset = _make_dataset(_make_slug(path), "folder", check_files(_list_folder(path)))
+    if dataset.manifest.empty:
+        raise DataError(f"{path}: no image that can be read{_summarise(dataset.quarantine)}")
+    return dataset
+
+
+def study_codes(frame: pd.DataFrame) -> NDArray[np.int64]:
+    """Return one code a row, the same for the rows of one study; a row without a study is its own."""
+    return _make_codes(frame, "study", ("patient", "bone", "study"))
+
+
+def patient_codes(frame: pd.DataFrame) -> NDArray[np.int64]:
+    """Return one code a row, the same for the rows of one patient; a row without a patient is its own."""
+    return _make_codes(frame, "patient", ("patient",))
+
+
+def _make_codes(frame: pd.DataFrame, needed: str, columns: Sequence[str]) -> NDArray[np.int64]:
+    alone = np.arange(len(frame), dtype=np.int64)
+    if needed not in frame:
+        return alone
+    groups = frame.groupby([c for c in columns if c in frame], sort=False, dropna=False).ngroup().to_numpy(np.int64)
+    is_known = frame[needed].notna().to_numpy()
+    return pd.factorize(np.where(is_known, groups, len(frame) + alone))[0].astype(np.int64)
+
+
+def _is_list(path: Path) -> bool:
+    """Tell a headerless list of paths from a table: its first line is the name of an image."""
+    lines = split_lines(read_text(path)[0])
+    return bool(lines) and Path(lines[0].strip('"')).suffix.lower() in READERS
+
+
+def _list_lines(path: Path) -> Listing:
+    """List a headerless file of paths; MURA's own paths also tell bone, patient, study and label."""
+    text, notes = read_text(path)
+    paths = [line.strip('"') for line in split_lines(text)]
+    rows = pd.DataFrame({"path": paths, "file": [_find_listed(path.parent, line) for line in paths]}, dtype="str")
+    described = [describe_path(line) for line in paths]
+    known = [parts for parts in described if parts is not None]
+    if len(known) == len(paths):
+        for column in ("bone", "patient", "study"):
+            rows[column] = pd.Series([parts[column] for parts in known], dtype="str")
+        if all(parts["label"] for parts in known):
+            rows["label"] = np.array([parts["label"] == "positive" for parts in known], np.int8)
+    return Listing(rows=rows, notes=notes).leave_out(np.where(rows["file"].duplicated(), "duplicate row", ""))
+
+
+def _find_listed(folder: Path, line: str) -> str:
+    """Return the file of a path that starts beside the list, or, as MURA's, with the name of its folder."""
+    beside = folder.absolute() / line
+    below = folder.absolute().joinpath(*Path(line).parts[1:])
+    # os.path, since a Path raises for names that are too long.
+    return os.path.normpath(below if os.path.isfile(below) and not os.path.exists(beside) else beside)  # noqa: PTH110, PTH113
+
+
+def _list_folder(folder: Path) -> Listing:
+    """List the images of a folder and of those below it, sorted; no link is followed out of it, nor into a folder."""
+    root = folder.absolute()
+    real_root = os.path.realpath(root)
+    images: list[Path] = []
+    reasons: list[str] = []
+    num_others = 0
+
+    def add(path: Path, reason: str) -> None:
+        images.append(path)
+        reasons.append(reason)
+
+    def on_error(error: OSError) -> None:
+        add(Path(error.filename), f"folder cannot be read: {explain(error)}")
+
+    for above, folders, names in os.walk(root, onerror=on_error):
+        folders[:] = [name for name in folders if not is_junk(name)]
+        for link in (path for name in folders if (path := Path(above, name)).is_symlink()):
+            add(link, "link to a folder")
+        files = [Path(above, name) for name in names if not is_junk(name)]
+        chosen = [file for file in files if file.suffix.lower() in READERS]
+        for file in chosen:
+            add(file, LINK_OUTSIDE if leads_outside(str(file), real_root) else "" if is_text(file) else NOT_TEXT)
+        num_others += len(files) - len(chosen)
+    found = sorted(zip(images, reasons, strict=True))
+    notes = (f"{num_others} files of other kinds in {folder} are ignored",) if num_others else ()
+    paths = [to_text(image.relative_to(root).as_posix()) for image, _ in found]
+    rows = pd.DataFrame({"path": paths, "file": [to_text(image) for image, _ in found]}, dtype="str")
+    return Listing(rows=rows, notes=notes).leave_out([reason for _, reason in found])
+
+
+def _make_dataset(
+    name: str,
+    kind: Kind,
+    listing: Listing,
+    *,
+    is_phantom: bool = False,
+    corrections: CorrectionSummary | None = None,
+) -> DataSet:
+    columns = [column for column in COLUMNS if column in listing.rows]
+    extra = [column for column in listing.rows if column not in COLUMNS]
+    return DataSet(
+        name=name,
+        kind=kind,
+        is_phantom=is_phantom,
+        manifest=listing.rows[columns + extra],
+        quarantine=listing.quarantine,
+        notes=listing.notes,
+        corrections=corrections,
+    )
+
+
+def _check_usable(dataset: DataSet, path: Path) -> DataSet:
+    manifest = dataset.manifest
+    for split in ("train", "test"):
+        if not (manifest["split"] == split).any():
+            raise DataError(f"{path}: no usable {split} image{_summarise(dataset.quarantine)}")
+    labels = manifest["label"][manifest["split"] == "train"].unique()
+    if len(labels) < 2:
+        raise DataError(f"{path}: every train image has label {labels[0]}: both 0 and 1 are needed")
+    return dataset
+
+
+def _summarise(quarantine: pd.DataFrame) -> str:
+    """Say how many rows were left out, and the most frequent reason."""
+    if quarantine.empty:
+        return ""
+    reason, count = next(iter(count_reasons(quarantine).items()))
+    return f"; {len(quarantine)} rows left out, most often: {reason} ({count})"
+
+
+def _name_csv(path: Path) -> str:
+    folder = path.absolute().parent
+    return _make_slug(folder if path.stem == "manifest" else folder.with_name(f"{folder.name}-{path.stem}"))
+
+
+def _make_slug(path: Path) -> str:
+    slug = re.sub(r"[^a-z0-9._]+", "-", path.absolute().name.lower()).strip("-.")
+    return slug or "data"

@@ -1,0 +1,1 @@
+"""Router and models together: predictions, and the bundle on disk."""

@@ -1,0 +1,1 @@
+"""Training loops for probes and whole networks, and their inputs and outputs."""

@@ -1,0 +1,65 @@
+"""What a training is told by: each head's loss, the class that is named, and the metrics of the dev rows.
+
+Shapes: K heads, B rows a batch, m dev rows, C outputs (1 for abnormal or not, one a bone for the router).
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mura_models.evaluation.calibration import choose_threshold
+from mura_models.evaluation.metrics import Scored, macro_f1, score, to_studies
+from mura_models.training.search_data import SearchData
+
+
+def per_head_loss(logits_KBC: Tensor, labels_KB: Tensor, weights_KB: Tensor | None = None) -> Tensor:
+    """Give each head's mean loss [K]; summed, every head has the gradient it would have alone."""
+    if logits_KBC.shape[2] == 1:
+        losses_KB = functional.binary_cross_entropy_with_logits(
+            logits_KBC.squeeze(2), labels_KB.float(), reduction="none"
+        )
+    else:
+        losses_KB = functional.cross_entropy(logits_KBC.transpose(1, 2), labels_KB, reduction="none")
+    return (losses_KB if weights_KB is None else losses_KB * weights_KB).mean(1)
+
+
+def to_classes(logits_C: Tensor) -> Tensor:
+    """Name the likelier class along the last axis, which has one output for two classes."""
+    return (logits_C.squeeze(-1) > 0).long() if logits_C.shape[-1] == 1 else logits_C.argmax(-1)
+
+
+def to_classes_array(logits: np.ndarray) -> np.ndarray:
+    """Do as `to_classes` for an array."""
+    classes: np.ndarray = to_classes(torch.from_numpy(logits)).numpy()
+    return classes
+
+
+def judge_dev(data: SearchData, dev_logits: np.ndarray) -> dict[str, float]:
+    """Give loss and metrics of the dev rows: study level, but loss, macro F1 and `image_accuracy` (at 0.5) by image."""
+    entries = data.dev_entries
+    labels = data.labels[entries]
+    logits_mC, labels_m = torch.from_numpy(dev_logits), torch.from_numpy(labels.astype(np.int64))
+    dev_loss = float(per_head_loss(logits_mC[None], labels_m[None]))
+    classes = to_classes(logits_mC).numpy()
+    image_accuracy = float((classes == labels).mean())
+    if data.bone_classes:
+        f1 = macro_f1(labels, classes, len(data.bone_classes))
+        return {"dev_loss": dev_loss, "dev_macro_f1": f1, "dev_accuracy": image_accuracy}
+    if not math.isfinite(dev_loss):
+        return {"dev_loss": dev_loss}
+    images = Scored(
+        labels=labels,
+        p_abnormal=logits_mC.squeeze(1).double().sigmoid().numpy(),
+        thresholds=np.full(len(labels), 0.5),
+        patients=data.studies[entries],  # no interval is asked for
+    )
+    studies = to_studies(images, data.studies[entries])
+    threshold = choose_threshold(studies.labels, studies.p_abnormal)
+    shipped = replace(studies, thresholds=np.full(len(studies.labels), threshold))
+    points = score(shipped, ("auroc", "kappa", "accuracy"))
+    measured = {"dev_loss": dev_loss, "dev_image_accuracy": image_accuracy}
+    return measured | {f"dev_{metric}": value for metric, value in points.items()}

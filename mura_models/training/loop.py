@@ -1,0 +1,253 @@
+"""What all trainings share: a trial's settings, the epoch loop, the kept epoch, early stopping, checkpoints.
+
+Nothing here is drawn from a generator that lives on: what update number u trains on is a function of the seed and u
+alone. So a trial's epochs are the same in any order of arrival, and a stopped trial goes on from its checkpoint as if
+nothing had happened.
+
+An epoch is a fixed number of updates, the same for every search of a recipe: a specialist and the baseline it is
+compared with are trained by the same number of updates, whatever the number of their images.
+
+Shapes: m dev rows, C outputs of a head.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from mura_models.errors import ConfigError
+from mura_models.networks.heads import HeadSettings, ProbeRecipe
+from mura_models.training.checkpoints import Checkpoint
+from mura_models.training.dev_metrics import judge_dev
+from mura_models.training.finetune_settings import FinetuneSettings
+from mura_models.training.lr_schedules import LrSchedule
+from mura_models.training.sampling import BatchPlan, Sampling, balance_by, weigh_labels
+from mura_models.training.search_data import SearchData
+
+DevMetric = Literal["auroc", "kappa", "accuracy", "image_accuracy", "macro_f1"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialSettings:
+    """One configuration: everything that decides what the trial's epochs are."""
+
+    head: ProbeRecipe
+    """The last layers' shape: one layer or two."""
+    lr: float
+    """Of the heads."""
+    lr_schedule: LrSchedule = field(default_factory=LrSchedule)
+    weight_decay: float = 0.0
+    num_epochs: int = 16
+    updates_per_epoch: int
+    batch_size: int = 64
+    hidden_size: int = 512
+    activation: Literal["relu", "none"] = "relu"
+    sampling: Sampling = "plain"
+    metric: DevMetric = "auroc"
+    grace_epochs: int = 7
+    """Epochs that the trial runs before anything may stop it."""
+    patience_epochs: int | None = 4
+    """Epochs without a better dev metric after which the trial ends, counted after grace; None = never."""
+    kept_epoch: Literal["last", "best"] = "last"
+    """Whose weights are shipped: the last epoch's, or the one's with the best dev metric (the paper's way)."""
+    finetune: FinetuneSettings | None = None
+    """None where the backbone stays frozen."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ConfigError(f"lr={self.lr}: must be above 0")
+        if self.weight_decay < 0:
+            raise ConfigError(f"weight_decay={self.weight_decay}: must not be negative")
+        for name in ("num_epochs", "updates_per_epoch", "batch_size", "grace_epochs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of the whole training."""
+        return self.num_epochs * self.updates_per_epoch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Epoch:
+    """What one epoch came to."""
+
+    epoch: int
+    """Counted from 1."""
+    metrics: dict[str, float]
+    """lr, train_loss, train_accuracy, dev_loss, dev_<metric>..."""
+    is_last: bool
+    failure: str | None = None
+    """Why the trial ends as failed, if it does."""
+    note: str | None = None
+    """What a person should know of this epoch."""
+
+
+class Training(ABC):
+    """One trial while it is trained; iterate over `epochs()`.
+
+    A subclass makes `module` (what is trained and shipped, its heads under "heads") and `optimizer`, runs an update
+    and predicts the dev rows.
+    """
+
+    module: nn.ModuleDict
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, data: SearchData, settings: TrialSettings, *, device: str = "cpu") -> None:
+        self.data = data
+        self.settings = settings
+        self.device = torch.device(device)
+        self.head_settings = HeadSettings(
+            recipe=settings.head,
+            num_heads=len(data.held_out),
+            num_features=data.features_NOD.shape[2],
+            num_outputs=data.num_outputs,
+            hidden_size=settings.hidden_size,
+            activation=settings.activation,
+        )
+        self.batches = BatchPlan(
+            data.folds,
+            held_out=data.held_out,
+            num_outcomes=data.features_NOD.shape[1],
+            batch_size=settings.batch_size,
+            balanced_by=balance_by(settings.sampling, data.bones, None if data.is_router else data.labels),
+            seed=settings.seed,
+        )
+        self.row_weights = weigh_labels(settings.sampling, data.bones, None if data.is_router else data.labels)
+        self.ema: AveragedModel | None = None
+        self.micro_batch_size = settings.batch_size
+        """Rows that go through the network at once; less than a batch where memory ran out."""
+        self.note: str | None = None
+        self.epoch = 0
+        self.history: list[dict[str, Any]] = []
+        """Every epoch so far, as plain values."""
+        self.best_score = -math.inf
+        self.best_epoch = 0
+        self.best_state: dict[str, Tensor] | None = None
+        self.dev_logits = np.zeros((len(data.dev_entries), data.num_outputs), np.float32)
+        """Logits [m, C] of the dev rows, each from a head that never saw it; of the epoch that is shipped."""
+
+    @abstractmethod
+    def run_update(self, update: int) -> tuple[Tensor, Tensor]:
+        """Train on batch number `update`; give loss and share of rows named rightly, both means over heads."""
+
+    @abstractmethod
+    def predict_dev(self) -> np.ndarray:
+        """Give the logits [m, C] of the dev rows as they are, without augmentation."""
+
+    def scale_rates(self, update: int) -> float:
+        """Set the rate of every group of parameters for one update; give the heads' own."""
+        settings = self.settings
+        lr = settings.lr_schedule.rate(settings.lr, update, settings.num_updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_factor", 1.0)
+        return lr
+
+    def epochs(self) -> Iterator[Epoch]:
+        """Train on, an epoch at a time, until the last one, early stopping or a loss that is not finite."""
+        while not (self.history and self.history[-1]["is_last"]):
+            yield self.train_epoch()
+
+    def train_epoch(self) -> Epoch:
+        """Run the next epoch and judge it on the dev rows."""
+        self.epoch += 1
+        self.note = None
+        metrics = self._run_updates()
+        dev_logits = self.predict_dev()
+        metrics |= judge_dev(self.data, dev_logits)
+        outcome = self._conclude(metrics, dev_logits)
+        self.history.append(asdict(outcome))
+        return outcome
+
+    def _conclude(self, metrics: dict[str, float], dev_logits: np.ndarray) -> Epoch:
+        bad = [name for name in ("train_loss", "dev_loss") if not math.isfinite(metrics[name])]
+        if bad:
+            failure = f"epoch {self.epoch}: {bad[0]} is {metrics[bad[0]]}"
+            return Epoch(epoch=self.epoch, metrics=metrics, is_last=True, failure=failure)
+        score = metrics[f"dev_{self.settings.metric}"]
+        is_best = score > self.best_score
+        if is_best:
+            self.best_score, self.best_epoch = score, self.epoch
+        if self.settings.kept_epoch == "last":
+            self.dev_logits = dev_logits
+        elif is_best or self.best_state is None:
+            self.dev_logits = dev_logits
+            self.best_state = {name: tensor.detach().clone() for name, tensor in self.shipped_state().items()}
+        return Epoch(epoch=self.epoch, metrics=metrics, is_last=self._is_last(), note=self.note)
+
+    def _run_updates(self) -> dict[str, float]:
+        num_updates = self.settings.updates_per_epoch
+        loss_sum = torch.zeros((), device=self.device)
+        num_right = torch.zeros((), device=self.device)
+        first = (self.epoch - 1) * num_updates
+        lr = self.settings.lr
+        for update in range(first, first + num_updates):
+            lr = self.scale_rates(update)
+            loss, share_right = self.run_update(update)
+            if self.ema is not None:
+                self.ema.update_parameters(self.module)
+            loss_sum += loss
+            num_right += share_right
+        return {
+            "lr": lr,
+            "train_loss": float(loss_sum) / num_updates,
+            "train_accuracy": float(num_right) / num_updates,
+        }
+
+    def _is_last(self) -> bool:
+        settings = self.settings
+        if self.epoch >= settings.num_epochs:
+            return True
+        if settings.patience_epochs is None:
+            return False
+        return self.epoch - max(self.best_epoch, settings.grace_epochs) >= settings.patience_epochs
+
+    def shipped_state(self) -> dict[str, Tensor]:
+        """Give the weights that would be shipped if this epoch were the last."""
+        shipped: dict[str, Tensor] = (self.ema.module if self.ema else self.module).state_dict()
+        return shipped
+
+    def save(self) -> bytes:
+        """Give the trial's checkpoint as it stands."""
+        checkpoint = Checkpoint(
+            head_settings=self.head_settings,
+            state=self.module.state_dict(),
+            optimizer=self.optimizer.state_dict()["state"],
+            ema=self.ema.state_dict() if self.ema else None,
+            best_state=self.best_state,
+            dev_logits=self.dev_logits,
+            history=self.history,
+            best_score=self.best_score,
+            best_epoch=self.best_epoch,
+            micro_batch_size=self.micro_batch_size,
+        )
+        return checkpoint.to_bytes()
+
+    def restore(self, content: bytes) -> None:
+        """Go on from what `save` gave: the next epoch is the one after it."""
+        checkpoint = Checkpoint.from_bytes(content)
+        self.module.load_state_dict(checkpoint.state)
+        self._restore_optimizer(checkpoint.optimizer)
+        if self.ema is not None and checkpoint.ema is not None:
+            self.ema.load_state_dict(checkpoint.ema)
+        self.best_state = checkpoint.best_state
+        self.dev_logits = checkpoint.dev_logits
+        self.history = checkpoint.history
+        self.epoch = len(self.history)
+        self.best_score, self.best_epoch = checkpoint.best_score, checkpoint.best_epoch
+        self.micro_batch_size = checkpoint.micro_batch_size
+
+    def _restore_optimizer(self, state: dict[int, dict[str, Tensor]]) -> None:
+        """Put back the optimizer's moments, laid out as its parameters: a fused step goes by memory, not by shape."""
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        for parameter, moments in self.optimizer.state.items():
+            for name, tensor in moments.items():
+                if tensor.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)

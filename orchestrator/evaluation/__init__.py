@@ -1,0 +1,1 @@
+"""Selection on dev, figures on test, and the report's data."""

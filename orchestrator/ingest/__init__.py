@@ -1,0 +1,1 @@
+"""Files to decoded images, embeddings and the manifest."""

@@ -1,0 +1,79 @@
+"""A look at the data before anything is trained: exploration.json, a few films, data.html."""
+
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from mura_models.data.cache import CachedArray
+from mura_models.data.dataset import DataSet, study_codes
+from mura_models.data.scan import count_reasons
+from mura_models.data.statistics import Exploration, explore
+from mura_models.storage import whole_folder
+from orchestrator.report import render_data_page
+from orchestrator.run.config import RunConfig
+from orchestrator.run.directory import RunDir
+from orchestrator.run.files import write_json
+
+SCHEMA = 1
+
+
+def explore_data(
+    config: RunConfig, dataset: DataSet, manifest: pd.DataFrame, films: CachedArray, rundir: RunDir
+) -> None:
+    """Write exploration.json and its films, unless they are there, and the page from them."""
+    if not rundir.exploration.exists():
+        exploration = explore(manifest, films, config.preprocessing, seed=config.seed)
+        with whole_folder(rundir.samples) as aside:
+            for number, sample in enumerate(exploration.samples):
+                (aside / name_sample(number)).write_bytes(sample.png)
+        data = describe_data(dataset, manifest, pd.read_csv(rundir.quarantine))
+        write_json(rundir.exploration, {"schema": SCHEMA, "data": data} | describe_exploration(exploration))
+    render_data_page(rundir)
+
+
+def describe_exploration(exploration: Exploration) -> dict[str, Any]:
+    """Give an exploration as JSON; a sample names the file of its film."""
+    plain = asdict(exploration)
+    for number, sample in enumerate(plain["samples"]):
+        del sample["png"]
+        sample["file"] = name_sample(number)
+    return plain
+
+
+def name_sample(number: int) -> str:
+    """Name the file of a sample: nothing of the patient or the path."""
+    return f"{number:03d}.png"
+
+
+def describe_data(dataset: DataSet, manifest: pd.DataFrame, quarantine: pd.DataFrame) -> dict[str, Any]:
+    """Count images, studies and patients by split, bone and label, and what was left out and why."""
+    counts = {}
+    for split, part in manifest.groupby("split"):
+        counts[split] = count_rows(part) | {
+            "by_bone": {bone: count_rows(rows) for bone, rows in part.groupby("bone")},
+        }
+    return {
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "is_phantom": dataset.is_phantom,
+        "notes": list(dataset.notes),
+        "splits": counts,
+        "corrections": asdict(dataset.corrections) if dataset.corrections else None,
+        "quarantined": {
+            "total": len(quarantine),
+            "by_reason": count_reasons(quarantine),
+        },
+    }
+
+
+def count_rows(part: pd.DataFrame) -> dict[str, int]:
+    """Count the images, studies and patients of some rows, by label."""
+    studies = part.assign(code=study_codes(part)).drop_duplicates("code")
+    return {
+        "images": len(part),
+        "images_abnormal": int(part["label"].sum()),
+        "studies": len(studies),
+        "studies_abnormal": int(studies["label"].sum()),
+        "patients": int(part["patient"].nunique()),
+    }

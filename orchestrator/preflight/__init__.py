@@ -1,0 +1,1 @@
+"""Checks of machine, cluster and disk before a run."""

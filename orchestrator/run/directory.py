@@ -1,0 +1,194 @@
+"""The run directory: the only place that knows file names, its lock and the journal.
+
+run.json  ingest.json  manifest.parquet  quarantine.csv  exploration.json  samples/  data.html  plan.csv  journal.jsonl
+audit.jsonl  refit.jsonl  trials.parquet  served.json  predictions.parquet  report.json  report.html  figures/
+bundle/  checkpoints/  embeddings/
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from mura_models.data.dataset import DataSet
+from mura_models.errors import ConfigError
+from mura_models.storage import remove_unfinished
+from orchestrator.cluster.connection import JOB_MARKER
+from orchestrator.run.config import RunConfig
+from orchestrator.run.execution import Placement
+
+MAX_NAME_CHARACTERS = 150
+"""Of a checkpoint's file name; file systems allow 255 bytes, and a file in the making has a longer name."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths of one run; makes nothing by itself."""
+
+    root: Path
+
+    @property
+    def run_json(self) -> Path:
+        """Config, seed, versions, git commit, data fingerprint."""
+        return self.root / "run.json"
+
+    @property
+    def manifest(self) -> Path:
+        """A row an image that is used, with its fold."""
+        return self.root / "manifest.parquet"
+
+    @property
+    def quarantine(self) -> Path:
+        """A row a file that is not used, with the reason."""
+        return self.root / "quarantine.csv"
+
+    @property
+    def ingest(self) -> Path:
+        """What was decoded and embedded, by which runtime."""
+        return self.root / "ingest.json"
+
+    @property
+    def exploration(self) -> Path:
+        """What the data looks like before anything is trained."""
+        return self.root / "exploration.json"
+
+    @property
+    def samples(self) -> Path:
+        """A few train films, small, as exploration.json names them."""
+        return self.root / "samples"
+
+    @property
+    def data_html(self) -> Path:
+        """The page on the data."""
+        return self.root / "data.html"
+
+    @property
+    def plan(self) -> Path:
+        """A row a trial, written before anything is trained."""
+        return self.root / "plan.csv"
+
+    @property
+    def journal(self) -> Path:
+        """A line an epoch of a trial."""
+        return self.root / "journal.jsonl"
+
+    @property
+    def audit_journal(self) -> Path:
+        """A line an epoch of a stopped trial that was run to its end."""
+        return self.root / "audit.jsonl"
+
+    @property
+    def refit_journal(self) -> Path:
+        """A line an epoch of a winner's configuration under a fresh seed."""
+        return self.root / "refit.jsonl"
+
+    @property
+    def embeddings(self) -> Path:
+        """Embeddings by networks trained here, while the run needs them."""
+        return self.root / "embeddings"
+
+    @property
+    def trials(self) -> Path:
+        """The journal as a table."""
+        return self.root / "trials.parquet"
+
+    @property
+    def served(self) -> Path:
+        """What answers for each bone, and why."""
+        return self.root / "served.json"
+
+    @property
+    def bundle(self) -> Path:
+        """The deployable bundle."""
+        return self.root / "bundle"
+
+    @property
+    def predictions(self) -> Path:
+        """A row a test image."""
+        return self.root / "predictions.parquet"
+
+    @property
+    def report_json(self) -> Path:
+        """Every figure of the report."""
+        return self.root / "report.json"
+
+    @property
+    def report_html(self) -> Path:
+        """The page."""
+        return self.root / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """The page's figures."""
+        return self.root / "figures"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Two files a trial while it runs, the last and the one before; the search winners' afterwards."""
+        return self.root / "checkpoints"
+
+    def checkpoint(self, trial: str) -> Path:
+        """Name the checkpoint of a trial, whatever characters its bone has and however many."""
+        name = quote(trial, safe="")
+        if len(name) > MAX_NAME_CHARACTERS:
+            digest = hashlib.sha256(trial.encode()).hexdigest()[:16]
+            name = f"{name[: MAX_NAME_CHARACTERS - 17]}-{digest}"
+        return self.checkpoints / f"{name}.safetensors"
+
+    def previous_checkpoint(self, trial: str) -> Path:
+        """Name the checkpoint that a trial had before its last."""
+        return self.checkpoint(trial).with_suffix(".previous.safetensors")
+
+    def remove_unfinished(self) -> None:
+        """Remove what a driver that was killed had begun to write; embeddings in the making go on."""
+        for folder in (self.root, self.checkpoints):
+            remove_unfinished(folder)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second driver out while this one runs; the lock dies with its process."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock_file = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise ConfigError(f"run-dir={self.root}: cannot be written to ({error.strerror}); give another") from None
+        with lock_file as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.root}: another run is writing here; wait for it, or give another --run-dir"
+                ) from None
+            except OSError as error:  # some file systems of clusters have none unless mounted with them
+                raise ConfigError(
+                    f"run-dir={self.root}: its disk has no locks ({error.strerror}); give one on another disk"
+                ) from None
+            yield
+
+
+def is_inside_job() -> bool:
+    """Say whether this process was started by `ray job submit`."""
+    return JOB_MARKER in os.environ
+
+
+def choose_rundir(config: RunConfig, placement: Placement, dataset: DataSet) -> RunDir:
+    """Name the run directory: as asked, else by data and config, so that the same command continues.
+
+    Raises ConfigError for a relative one inside a Ray job, whose folder is temporary.
+    """
+    root = placement.run_dir or Path("runs") / f"{dataset.name}-{config.digest(dataset.fingerprint())}"
+    if is_inside_job() and not root.is_absolute():
+        raise ConfigError(
+            f"run-dir={root}: a Ray job works in a temporary folder and would lose it; give --run-dir /an/absolute/path"
+        )
+    if placement.fresh:
+        taken = root
+        number = 2
+        while root.exists():
+            root = taken.with_name(f"{taken.name}-{number}")
+            number += 1
+    return RunDir(root)

@@ -1,0 +1,100 @@
+"""What a run is and where it comes from: run.json, and the check that a directory holds this run and no other."""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from mura_models.data.dataset import DataSet
+from mura_models.errors import ConfigError
+from orchestrator.run.config import RunConfig
+from orchestrator.run.directory import RunDir
+from orchestrator.run.files import read_json, write_json
+
+SCHEMA = 1
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "ray",
+    "timm",
+    "onnxruntime",
+    "numpy",
+    "pandas",
+    "pillow",
+    "scikit-learn",
+    "pyarrow",
+)
+
+
+def open_run(rundir: RunDir, config: RunConfig, dataset: DataSet) -> None:
+    """Write run.json, or check that the one there is of the same config and data.
+
+    Raises ConfigError that names the difference.
+    """
+    identity = {"config": config.to_json(), "data_fingerprint": dataset.fingerprint()}
+    if rundir.run_json.exists():
+        differences = find_differences(read_json(rundir.run_json), identity)
+        if differences:
+            raise ConfigError(
+                f"{rundir.root} holds another run: {'; '.join(differences)}; give another --run-dir, or --fresh"
+            )
+        return
+    data = {"name": dataset.name, "kind": dataset.kind, "is_phantom": dataset.is_phantom, "notes": list(dataset.notes)}
+    origin = {"schema": SCHEMA, "versions": list_versions(), "git_commit": find_commit(), "data": data}
+    write_json(rundir.run_json, identity | origin)
+
+
+def check_finished(rundir: RunDir) -> None:
+    """Raise ConfigError unless the directory holds all that a report is written from, each file whole."""
+    tables = (rundir.trials, rundir.predictions)
+    objects = (rundir.report_json, rundir.served, rundir.exploration)
+    missing = [path.name for path in (*objects, *tables) if not path.is_file()]
+    if missing:
+        remedy = "run it anew, by run_study.py with --fresh" if rundir.report_json.is_file() else "finish the run first"
+        raise ConfigError(f"run-dir={rundir.root}: has no {missing[0]}; {remedy}")
+    for path in objects:
+        read_json(path)
+    for path in tables:
+        try:
+            pyarrow.parquet.read_metadata(path)
+        except pyarrow.ArrowException as error:
+            raise ConfigError(f"{path}: damaged ({error}); finish the run again, with --fresh") from error
+
+
+def find_differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Name the settings in which two runs differ."""
+    differences = []
+    for name, value in here.items():
+        other = there.get(name)
+        if isinstance(value, dict) and isinstance(other, dict):
+            differences += find_differences(other, value, f"{prefix}{name}.")
+        elif value != other:
+            differences.append(f"{prefix}{name} is {other!r} there and {value!r} here")
+    return differences
+
+
+def list_versions() -> dict[str, str]:
+    """Give the versions that decide figures."""
+    return {"python": platform.python_version(), "mura-study": find_version()} | {p: version(p) for p in PACKAGES}
+
+
+def find_version() -> str:
+    """Give this project's version; a clone that was never installed has none."""
+    try:
+        return version("mura-study")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def find_commit() -> str | None:
+    """Give the commit of the clone that the code runs from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,1 @@
+"""The plan, and the trials that carry it out."""

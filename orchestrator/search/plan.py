@@ -1,0 +1,303 @@
+"""The plan: every trial a row, written before anything is trained.
+
+Stage 1 has the probes, stage 2 what trains whole networks (the bone task among them), stage 3 the heads on the bone
+task's backbone. All targets of a recipe get the same points and the same number of updates, so that a specialist and
+the baseline it is compared with have had the same chances; in the paper's preset they get what the paper gave them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import pandas as pd
+
+from mura_models.data.folds import assign_folds
+from mura_models.errors import ConfigError, DataError
+from mura_models.networks.heads import ProbeRecipe
+from mura_models.training.finetune_settings import FinetuneSettings
+from mura_models.training.loop import TrialSettings
+from mura_models.training.lr_schedules import TWO_STAGE, LrSchedule
+from mura_models.training.sampling import Sampling
+from orchestrator.run.config import RunConfig
+from orchestrator.run.names import BASELINE, BONE_TASK, ROUTER, find_bone, name_specialist
+from orchestrator.search.search_space import Point, draw_points
+
+MIN_IMAGES_PER_LABEL = 20
+"""A bone with fewer of either label in train has no specialist: the baseline serves it (DESIGN.md)."""
+
+MIN_UPDATES_PER_EPOCH = 4
+STAGES = {"linear_probe": 1, "mlp_probe": 1, "two_stage_probe": 1, "finetune": 2, "intermediate_task": 3}
+PAPER_STAGE_UPDATES = TWO_STAGE.boundary_updates or 0
+"""The paper's 3.4a: so many updates; 3.4b doubles them (its text gives no number for the second stage)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedTrial:
+    """One row of plan.csv."""
+
+    stage: int
+    depends_on: str
+    search: str
+    target: str
+    recipe: str
+    trial: str
+    lr_schedule: str
+    lr: float
+    weight_decay: float
+    backbone_lr_factor: float
+    boundary: float
+    boundary_updates: int | None
+    final_factor: float
+    sampling: Sampling
+    num_epochs: int
+    updates_per_epoch: int
+    batch_size: int
+    grace_epochs: int
+    patience_epochs: int | None
+    seed: int
+    num_images: int
+    forecast_s: float
+
+    @property
+    def schedule(self) -> LrSchedule:
+        """The learning-rate schedule."""
+        return LrSchedule(
+            name=self.lr_schedule,
+            boundary=self.boundary,
+            boundary_updates=self.boundary_updates,
+            final_factor=self.final_factor,
+        )
+
+    def settings(self, config: RunConfig) -> TrialSettings:
+        """Give all that decides this trial's epochs."""
+        return TrialSettings(
+            head=_choose_head(self.recipe),
+            lr=self.lr,
+            lr_schedule=self.schedule,
+            weight_decay=self.weight_decay,
+            num_epochs=self.num_epochs,
+            updates_per_epoch=self.updates_per_epoch,
+            batch_size=self.batch_size,
+            activation=config.activation,
+            sampling=self.sampling,
+            metric="macro_f1" if self.target == ROUTER else config.metric,
+            grace_epochs=self.grace_epochs,
+            patience_epochs=self.patience_epochs,
+            kept_epoch=config.kept_epoch,
+            finetune=self._finetune_settings(config),
+            seed=self.seed,
+        )
+
+    def _finetune_settings(self, config: RunConfig) -> FinetuneSettings | None:
+        if self.recipe != "finetune":
+            return None
+        return replace(config.finetune, backbone_lr_factor=self.backbone_lr_factor)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """All trials, stage by stage and the longest first, and the bones that cannot have a specialist."""
+
+    trials: tuple[PlannedTrial, ...]
+    untrainable: dict[str, str]
+    """Bone -> why it has no specialist."""
+
+    @property
+    def searches(self) -> list[str]:
+        """Names of the searches, in the order of the trials."""
+        return list(dict.fromkeys(trial.search for trial in self.trials))
+
+    @property
+    def stages(self) -> list[int]:
+        """The stages that have trials, in their order."""
+        return sorted({trial.stage for trial in self.trials})
+
+    def of_search(self, search: str) -> list[PlannedTrial]:
+        """Give the trials of one search."""
+        return [trial for trial in self.trials if trial.search == search]
+
+    def of_stage(self, stage: int) -> "Plan":
+        """Give the part of the plan that is one stage."""
+        return replace(self, trials=tuple(trial for trial in self.trials if trial.stage == stage))
+
+    def to_table(self) -> pd.DataFrame:
+        """Give plan.csv."""
+        table = pd.DataFrame([asdict(trial) for trial in self.trials])
+        return table.astype({"boundary_updates": "Int64", "patience_epochs": "Int64"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """How long a trial is trained at most."""
+
+    num_epochs: int
+    updates_per_epoch: int
+    batch_size: int
+    is_in_steps: bool = False
+    """Trained for its number of updates, come what may: the paper's way for 3.4."""
+
+
+def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
+    """Lay out every trial over the train rows of `manifest`; the same for the same config and data.
+
+    Raises ConfigError for a bone that the data does not have, DataError where no baseline can be trained or judged, or
+    no folds can be cut.
+    """
+    train = manifest[manifest["split"] == "train"]
+    counts = train.groupby(["bone", "label"]).size().unstack(fill_value=0).reindex(columns=[0, 1], fill_value=0)
+    if (counts.sum() < config.num_folds).any():
+        normal, abnormal = counts.sum()
+        raise DataError(f"train has {normal} normal and {abnormal} abnormal images: each needs at least one a fold")
+    folds = assign_folds(manifest, num_folds=config.num_folds, seed=config.seed)  # a dry run plans before they are cut
+    train = train.assign(fold=folds[manifest["split"] == "train"])
+    _check_fold_0(config, train)
+    trainable, untrainable = _split_bones(config, counts, train)
+    searches = [(name_specialist(bone), recipe) for bone in trainable for recipe in config.specialist_recipes]
+    searches += [(BASELINE, recipe) for recipe in config.system_recipes]
+    if len(counts) > 1:
+        searches += [(ROUTER, recipe) for recipe in config.router_recipes]
+    images_of_bone = {str(bone): int(n) for bone, n in train["bone"].value_counts().items()}
+    trials = [
+        trial
+        for target, recipe in searches
+        if recipe != "intermediate_task" or len(counts) > 1  # with one bone there is no bone to name
+        for trial in _plan_search(config, target, recipe, images_of_bone)
+    ]
+    trials.sort(key=lambda trial: (trial.stage, -trial.forecast_s, trial.search, trial.trial))
+    return Plan(trials=tuple(trials), untrainable=untrainable)
+
+
+def choose_budget(config: RunConfig, target: str, recipe: str, images_of_bone: Mapping[str, int]) -> Budget:
+    """Give what a trial may spend: the same for specialists and baselines, save in the paper's preset."""
+    if recipe == "two_stage_probe":
+        epochs = 2 * config.num_epochs
+        return _budget_in_steps(config, epochs, 2 * PAPER_STAGE_UPDATES)
+    if config.preset == "paper" and find_bone(target) and recipe == "mlp_probe":
+        return _budget_in_steps(config, config.num_epochs, PAPER_STAGE_UPDATES)
+    is_finetune = recipe == "finetune"
+    num_epochs = config.finetune_epochs if is_finetune else config.num_epochs
+    num_updates = config.finetune_updates if is_finetune else config.num_updates
+    batch_size = config.finetune_batch_size if is_finetune else config.batch_size
+    images = sum(images_of_bone.values()) if config.preset == "paper" else max(images_of_bone.values())
+    seen = images * (config.num_folds - 1) / config.num_folds
+    per_epoch = seen / batch_size if num_updates is None else num_updates / num_epochs
+    floor = MIN_UPDATES_PER_EPOCH if num_updates is None else 1
+    return Budget(num_epochs=num_epochs, updates_per_epoch=max(floor, math.ceil(per_epoch)), batch_size=batch_size)
+
+
+def _budget_in_steps(config: RunConfig, num_epochs: int, num_updates: int) -> Budget:
+    updates = math.ceil(num_updates / num_epochs)
+    return Budget(num_epochs=num_epochs, updates_per_epoch=updates, batch_size=config.batch_size, is_in_steps=True)
+
+
+def _plan_search(config: RunConfig, target: str, recipe: str, images_of_bone: Mapping[str, int]) -> list[PlannedTrial]:
+    search = f"{target}/{recipe}"
+    bone = find_bone(target)
+    budget = choose_budget(config, target, recipe, images_of_bone)
+    num_images = images_of_bone[bone] if bone else sum(images_of_bone.values())
+    trials = []
+    for number, point in enumerate(draw_points(config, recipe, is_specialist=bone is not None)):
+        trials.append(
+            PlannedTrial(
+                stage=STAGES[recipe],
+                depends_on=BONE_TASK if recipe == "intermediate_task" else "",
+                search=search,
+                target=target,
+                recipe=recipe,
+                trial=f"{search}/{number:03d}",
+                lr_schedule=point.schedule.name,
+                lr=point.lr,
+                backbone_lr_factor=point.backbone_lr_factor,
+                weight_decay=point.weight_decay,
+                boundary=point.schedule.boundary,
+                boundary_updates=point.schedule.boundary_updates,
+                final_factor=point.schedule.final_factor,
+                sampling=point.sampling,
+                num_epochs=budget.num_epochs,
+                updates_per_epoch=budget.updates_per_epoch,
+                batch_size=budget.batch_size,
+                grace_epochs=count_grace_epochs(config, point, budget),
+                patience_epochs=config.patience_epochs if config.early_stopping and not budget.is_in_steps else None,
+                seed=point.seed,
+                num_images=num_images,
+                forecast_s=_forecast_trial_s(config, recipe, num_images, budget),
+            )
+        )
+    return trials
+
+
+def count_grace_epochs(config: RunConfig, point: Point, budget: Budget) -> int:
+    """Give the epochs before anything may stop a trial: a part of all, and its warm-up, be it of rate or of head."""
+    if budget.is_in_steps:
+        return budget.num_epochs
+    warmup = point.schedule.warmup_updates(budget.num_epochs * budget.updates_per_epoch) / budget.updates_per_epoch
+    frozen = config.finetune.frozen_epochs if point.backbone_lr_factor else 0
+    grace = max(config.count_grace_epochs(budget.num_epochs), math.ceil(warmup), frozen)
+    return min(budget.num_epochs, grace)
+
+
+def holds_out_one_fold(config: RunConfig, recipe: str) -> bool:
+    """Say whether a recipe's trials are judged on fold 0 alone: what saw the other folds, or costs too much to repeat.
+
+    The bone task has seen the other folds' films, so a head on its backbone cannot be judged on them.
+    """
+    return config.held_out == "fold_0" or recipe in ("finetune", "intermediate_task")
+
+
+def _check_fold_0(config: RunConfig, train: pd.DataFrame) -> None:
+    """Raise DataError where fold 0 alone would judge a baseline, and one of its sides has one label."""
+    judged = [recipe for recipe in config.system_recipes if holds_out_one_fold(config, recipe)]
+    if train["bone"].nunique() < 2:
+        judged = [recipe for recipe in judged if recipe != "intermediate_task"]
+    is_dev = train["fold"] == 0
+    for side, labels in (("fold 0", train.loc[is_dev, "label"]), ("all but fold 0", train.loc[~is_dev, "label"])):
+        if judged and labels.nunique() < 2:
+            raise DataError(
+                f"{side} has {(labels == 0).sum()} normal and {(labels == 1).sum()} abnormal images: fold 0 (dev) "
+                f"alone judges {', '.join(judged)}, and both sides need both labels; give other dev rows or folds"
+            )
+
+
+def _choose_head(recipe: str) -> ProbeRecipe:
+    return "linear_probe" if recipe in ("linear_probe", "finetune") else "mlp_probe"
+
+
+def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
+    known = list(counts.index)
+    wanted = known if config.bones is None else list(config.bones)
+    missing = [bone for bone in wanted if bone not in known]
+    if missing:
+        raise ConfigError(f"bones={missing[0]}: not in the data, which has {', '.join(known)}")
+    num_folds = train.groupby("bone")["fold"].nunique()
+    judged_by_fold_0 = any(holds_out_one_fold(config, recipe) for recipe in config.specialist_recipes)
+    labels_of_side = train.groupby(["bone", train["fold"] == 0])["label"].nunique().unstack(fill_value=0)
+    untrainable = {}
+    for bone in known:
+        normal, abnormal = counts.loc[bone].tolist()
+        if bone not in wanted:
+            untrainable[bone] = "not among --bones"
+        elif min(normal, abnormal) < MIN_IMAGES_PER_LABEL:
+            untrainable[bone] = (
+                f"{normal} normal and {abnormal} abnormal images in train: "
+                f"a specialist needs {MIN_IMAGES_PER_LABEL} of each"
+            )
+        elif num_folds[bone] < 2:
+            untrainable[bone] = "all of its train images lie in one fold: a head would have none to learn from"
+        elif judged_by_fold_0 and labels_of_side.loc[bone].min() < 2:
+            side = "fold 0, which judges specialists," if labels_of_side.loc[bone, True] < 2 else "all but fold 0"
+            untrainable[bone] = f"{side} lacks a label of it: try another number of folds"
+    return [bone for bone in wanted if bone not in untrainable], untrainable
+
+
+def _forecast_trial_s(config: RunConfig, recipe: str, num_images: int, budget: Budget) -> float:
+    """Forecast a full-length trial on one CPU core; rates measured with EfficientNet-Lite0 (docs/DECISIONS.md)."""
+    num_updates = budget.num_epochs * budget.updates_per_epoch
+    if recipe == "finetune":
+        film_s = (config.preprocessing.image_size_px / 160) ** 2 / 18
+        judge_s = film_s / 3 * num_images / config.num_folds
+        return round(num_updates * budget.batch_size * film_s + budget.num_epochs * judge_s, 2)
+    num_heads = 1 if holds_out_one_fold(config, recipe) else config.num_folds
+    is_linear = recipe == "linear_probe"
+    update_s = (0.4e-3 if is_linear else 4e-3) * num_heads * budget.batch_size / 64
+    judge_s = (1e-6 if is_linear else 2e-5) * num_images
+    return round(num_updates * update_s + budget.num_epochs * judge_s, 2)

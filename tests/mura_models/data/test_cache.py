@@ -1,0 +1,227 @@
+"""The cache of films and embeddings: rows by the digest of a file, whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factories import list_names
+
+from mura_models.data.cache import name_content, open_cached, write_cached
+from mura_models.errors import StorageError
+
+DIGESTS = ("cc", "aa", "dd", "bb")
+
+
+def make_rows(digests):
+    """Give each digest's row: its place in DIGESTS, so that a row in the wrong place is seen."""
+    return np.array([np.full((2, 3), DIGESTS.index(digest)) for digest in digests], np.uint8)
+
+
+def write(folder, parts=(("aa", "cc"), ("dd", "bb")), failures=None):
+    """Write an entry from parts, in the order in which workers finish; the first tells of the films that failed."""
+    told = [failures or {}, *[{}] * len(parts)]
+
+    def produce(left):
+        assert sorted(left) == sorted(DIGESTS)
+        for part, failed in zip(parts or [()], told, strict=False):
+            yield part, make_rows(part) if part else np.zeros((0, 2, 3), np.uint8), failed
+
+    return write_cached(folder, DIGESTS, produce, row_shape=(2, 3), dtype="uint8")
+
+
+@pytest.mark.parametrize("parts", [[DIGESTS], [("bb",), ("cc", "aa"), ("dd",)], [("dd", "bb"), ("aa", "cc")]])
+def test_a_row_is_found_by_its_digest_whatever_order_it_came_in(tmp_path, parts):
+    written = write(tmp_path / "films", parts)
+    for entry in (written, open_cached(tmp_path / "films")):
+        assert entry.digests == ("aa", "bb", "cc", "dd")
+        asked = ["dd", "aa", "dd"]  # a film that occurs twice is there once
+        assert np.array_equal(entry.rows[entry.find(asked)], make_rows(asked))
+
+
+def test_rows_lie_on_the_disk_and_cannot_be_changed(tmp_path):
+    rows = write(tmp_path / "films").rows
+    assert isinstance(rows, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        rows[0] = 9
+
+
+def test_a_film_that_fails_on_the_way_leaves_a_reason_and_no_row(tmp_path):
+    write(tmp_path / "films", parts=[("dd", "aa"), ("bb",)], failures={"cc": "truncated"})
+    entry = open_cached(tmp_path / "films")
+    assert entry.digests == ("aa", "bb", "dd")
+    assert entry.failures == {"cc": "truncated"}
+    assert np.array_equal(entry.rows[entry.find(["dd", "bb"])], make_rows(["dd", "bb"]))
+    with pytest.raises(KeyError):
+        entry.find(["cc"])
+
+
+def test_an_entry_of_failures_alone_is_remembered(tmp_path):
+    entry = write(tmp_path / "films", parts=[()], failures=dict.fromkeys(DIGESTS, "not an image"))
+    assert entry.rows.shape == (0, 2, 3)
+    assert open_cached(tmp_path / "films").failures == dict.fromkeys(DIGESTS, "not an image")
+
+
+def stop_after(parts, *, by):
+    """Yield these parts, then end as a writer does that is stopped."""
+    for part in parts:
+        yield part, make_rows(part), {}
+    raise by
+
+
+@pytest.mark.parametrize("end", [RuntimeError("worker lost"), KeyboardInterrupt()])
+def test_a_writer_that_is_stopped_leaves_no_entry_and_the_next_goes_on(tmp_path, monkeypatch, end):
+    monkeypatch.setattr("mura_models.data.cache.SAVE_EVERY_S", -1)
+    shape = {"row_shape": (2, 3), "dtype": "uint8"}
+    with pytest.raises(type(end)):
+        write_cached(tmp_path / "films", DIGESTS, lambda left: stop_after([("aa",), ("dd",)], by=end), **shape)
+    assert open_cached(tmp_path / "films") is None
+    asked = []
+
+    def produce(left):
+        asked.append(left)
+        yield left, make_rows(left), {}
+
+    entry = write_cached(tmp_path / "films", DIGESTS, produce, **shape)
+    assert asked == [["bb", "cc"]]
+    assert np.array_equal(entry.rows, make_rows(entry.digests))
+    assert list_names(tmp_path) == ["films"]
+    assert list_names(tmp_path / "films") == ["index.json", "rows.npy"]
+
+
+def test_what_a_stopped_writer_left_counts_only_as_far_as_it_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("mura_models.data.cache.SAVE_EVERY_S", -1)
+    shape = {"row_shape": (2, 3), "dtype": "uint8"}
+    with pytest.raises(RuntimeError):
+        stopped = stop_after([("aa",), ("dd",)], by=RuntimeError())
+        write_cached(tmp_path / "films", DIGESTS, lambda left: stopped, **shape)
+    log = tmp_path / ".films.part" / "done.jsonl"
+    log.write_bytes(log.read_bytes()[:-4])
+    entry = write_cached(tmp_path / "films", DIGESTS, lambda left: [(left, make_rows(left), {})], **shape)
+    assert np.array_equal(entry.rows, make_rows(entry.digests))
+
+
+def refuse_room(handle, start, num_bytes):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def leave_array_with_holes(folder):
+    """Leave what a writer does that is killed before it has taken the room for its rows."""
+    folder.mkdir()
+    np.lib.format.open_memmap(folder / "all.npy", mode="w+", dtype=np.uint8, shape=(4, 64, 64))
+    assert (folder / "all.npy").stat().st_blocks * 512 < 4 * 64 * 64
+
+
+needs_allocation = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="macOS has no posix_fallocate")
+
+
+@needs_allocation
+def test_an_array_without_its_room_on_the_disk_is_never_written_to(tmp_path, monkeypatch):
+    """The disk fills, and a write to a map whose room is not there kills the process."""
+    array = tmp_path / ".films.part" / "all.npy"
+    shape = {"row_shape": (64, 64), "dtype": "uint8"}
+
+    def produce(left):
+        assert array.stat().st_blocks * 512 >= 4 * 64 * 64
+        yield left, np.ones((4, 64, 64), np.uint8), {}
+
+    leave_array_with_holes(array.parent)
+    monkeypatch.setattr("os.posix_fallocate", refuse_room)
+    with pytest.raises(StorageError, match="No space left on device"):
+        write_cached(tmp_path / "films", DIGESTS, produce, **shape)
+    monkeypatch.undo()
+    assert write_cached(tmp_path / "films", DIGESTS, produce, **shape).rows.all()
+
+
+@needs_allocation
+def test_an_array_that_finds_no_room_does_not_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.posix_fallocate", refuse_room)
+    with pytest.raises(StorageError, match="No space left on device"):
+        write(tmp_path / "films")
+    assert list_names(tmp_path / ".films.part") == []
+
+
+def fail_at_index(monkeypatch):
+    """Have the disk full when the index is written."""
+    monkeypatch.setattr(Path, "write_text", lambda path, *args, **kwargs: refuse_room(None, 0, 0))
+
+
+def fail_at_rename(monkeypatch):
+    """Have the disk full when the array gets its name."""
+    monkeypatch.setattr(Path, "rename", lambda path, target: refuse_room(None, 0, 0))
+
+
+def fail_at_publishing(monkeypatch):
+    """Have the disk full when the finished entry is put where others look."""
+    monkeypatch.setattr("mura_models.data.cache.replace_folder", lambda aside, path: refuse_room(None, 0, 0))
+
+
+@pytest.mark.parametrize("failures", [{}, {"cc": "truncated"}])
+@pytest.mark.parametrize("fail", [fail_at_index, fail_at_rename, fail_at_publishing])
+def test_nothing_is_made_again_where_the_last_steps_fail(tmp_path, monkeypatch, fail, failures):
+    parts = [("aa", "dd"), ("bb",) if failures else ("bb", "cc")]
+    asked = []
+    fail(monkeypatch)
+    with pytest.raises(StorageError):
+        write(tmp_path / "films", parts, failures)
+    monkeypatch.undo()
+
+    def produce(left):
+        asked.extend(left)
+        yield left, make_rows(left).reshape(-1, 2, 3), {}
+
+    entry = write_cached(tmp_path / "films", DIGESTS, produce, row_shape=(2, 3), dtype="uint8")
+    assert asked == []
+    assert entry.failures == failures
+    assert entry.digests == tuple(digest for digest in sorted(DIGESTS) if digest not in failures)
+    assert np.array_equal(entry.rows, make_rows(entry.digests))
+    assert list_names(tmp_path) == ["films"]
+    assert list_names(tmp_path / "films") == ["index.json", "rows.npy"]
+
+
+def test_two_writers_at_once_do_not_disturb_each_other(tmp_path):
+    shape = {"row_shape": (2, 3), "dtype": "uint8"}
+
+    def produce(left):
+        inner = write_cached(tmp_path / "films", DIGESTS, lambda names: [(names, make_rows(names), {})], **shape)
+        assert np.array_equal(inner.rows, make_rows(inner.digests))
+        yield left, make_rows(left), {}
+
+    entry = write_cached(tmp_path / "films", DIGESTS, produce, **shape)
+    assert np.array_equal(entry.rows, make_rows(entry.digests))
+    assert list_names(tmp_path) == ["films"]
+
+
+def test_a_row_that_never_came_is_no_black_film(tmp_path):
+    with pytest.raises(ValueError, match="cc"):
+        write(tmp_path / "films", parts=[("aa", "bb", "dd")])
+    assert open_cached(tmp_path / "films") is None
+
+
+def test_writing_again_replaces_the_entry(tmp_path):
+    write(tmp_path / "films", failures={"cc": "truncated"})
+    assert write(tmp_path / "films").failures == {}
+    assert list_names(tmp_path) == ["films"]
+
+
+def test_a_damaged_entry_counts_as_none_so_that_it_is_made_anew(tmp_path):
+    write(tmp_path / "films")
+    rows = tmp_path / "films" / "rows.npy"
+    os.truncate(rows, rows.stat().st_size - 5)
+    assert open_cached(tmp_path / "films") is None
+    assert len(write(tmp_path / "films").digests) == 4
+
+
+def test_half_precision_embeddings_come_back_to_the_bit(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float16)
+    write_cached(tmp_path / "e", ["b", "a"], lambda left: [(("b", "a"), rows, {})], row_shape=(4, 8), dtype="float16")
+    entry = open_cached(tmp_path / "e")
+    assert entry.rows.dtype == np.float16
+    assert np.array_equal(entry.rows[entry.find(["b", "a"])], rows)
+
+
+def test_an_entry_is_named_by_all_that_decides_its_content():
+    names = {name_content(parts) for parts in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], ["a"], [])}
+    assert len(names) == 6
+    assert name_content(iter(["a", "b"])) == name_content(["a", "b"])

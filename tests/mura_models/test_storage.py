@@ -1,0 +1,136 @@
+"""Writing on disks that are full or fail for a while."""
+
+import errno
+import os
+import time
+from itertools import count
+
+import pytest
+from factories import list_names
+
+from mura_models.errors import ConfigError, StorageError
+from mura_models.storage import UNFINISHED, remove_unfinished, whole_file, whole_folder, write_patiently
+from orchestrator.run.files import read_json
+from orchestrator.run.journal import Journal
+
+
+class FailingDisk:
+    """Refuses so many times, then takes everything."""
+
+    def __init__(self, num_refusals, number=errno.ENOSPC):
+        self.left = num_refusals
+        self.number = number
+
+    def __call__(self):
+        if self.left:
+            self.left -= 1
+            raise OSError(self.number, os.strerror(self.number))
+        return "written"
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    monkeypatch.setattr("mura_models.storage.RETRY_EVERY_S", 0.001)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EROFS, errno.EDQUOT])
+def test_storage_that_fails_for_a_while_is_waited_for(tmp_path, number):
+    assert write_patiently(FailingDisk(5, number), tmp_path / "x", patience_s=30) == "written"
+
+
+def test_patience_has_an_end(tmp_path):
+    begun = time.monotonic()
+    with pytest.raises(StorageError, match=r"x: cannot be written \(No space left on device\); mend that or make room"):
+        write_patiently(FailingDisk(10**9), tmp_path / "x", patience_s=0.05)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_mistake_of_ours_is_not_taken_for_the_disks(tmp_path):
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        write_patiently(FailingDisk(1, errno.EBADF), tmp_path / "x", patience_s=30)
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_a_full_disk_is_one_line_and_leaves_nothing_beside(tmp_path, whole):
+    with pytest.raises(StorageError) as caught, whole(tmp_path / "x"):
+        FailingDisk(1)()
+    assert len(str(caught.value).splitlines()) == 1
+    assert list_names(tmp_path) == []
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    (tmp_path / f".trial.abc{UNFINISHED}").write_text("half")
+    (tmp_path / f".bundle.abc{UNFINISHED}").mkdir()
+    (tmp_path / f".bundle.abc{UNFINISHED}" / "bundle.json").write_text("half")
+    (tmp_path / "report.json").write_text("{}")
+    remove_unfinished(tmp_path, older_than_s=3600)
+    assert len(list_names(tmp_path)) == 3
+    remove_unfinished(tmp_path)
+    assert list_names(tmp_path) == ["report.json"]
+
+
+def test_what_is_still_written_to_is_not_abandoned(tmp_path):
+    """A line more in a file leaves its folder's own time as it was."""
+    folders = [tmp_path / f".{name}{UNFINISHED}" for name in ("abandoned", "alive")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "done.jsonl").write_text("one\n")
+    (tmp_path / f".file{UNFINISHED}").write_text("half")
+    for path in (*tmp_path.rglob("*.jsonl"), *tmp_path.iterdir()):
+        os.utime(path, (0, 0))
+    with (folders[1] / "done.jsonl").open("a") as log:
+        log.write("two\n")
+    remove_unfinished(tmp_path, older_than_s=3600)
+    assert list_names(tmp_path) == [folders[1].name]
+
+
+def test_a_line_that_was_written_by_half_is_written_anew(tmp_path, monkeypatch):
+    """The disk takes five bytes and is full; when there is room the line stands there once, behind the one before."""
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append(trial="a", epoch=1, state="RUNNING")
+    write, calls = os.write, count()
+
+    def fill(handle, content):
+        call = next(calls)
+        if call == 0:
+            return write(handle, content[:5])
+        if call == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(handle, content)
+
+    monkeypatch.setattr("os.write", fill)
+    journal.append(trial="a", epoch=2, state="RUNNING")
+    monkeypatch.undo()
+    assert [line["epoch"] for line in Journal(journal.path).lines] == [1, 2]
+    assert journal.path.read_bytes().count(b"\n") == 2
+
+
+def test_a_journal_that_cannot_be_written_is_as_it_was(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append(trial="a", epoch=1, state="RUNNING")
+    monkeypatch.setattr("os.fsync", lambda handle: FailingDisk(1)())
+    monkeypatch.setattr("mura_models.storage.PATIENCE_S", 0.0)
+    with pytest.raises(StorageError):
+        write_patiently(lambda: journal._write(b"{}\n"), journal.path, patience_s=0)
+    monkeypatch.undo()
+    assert [line["epoch"] for line in journal.lines] == [1]
+    journal.append(trial="a", epoch=2, state="COMPLETE")
+    assert [line["epoch"] for line in Journal(journal.path).lines] == [1, 2]
+
+
+@pytest.mark.parametrize("content", ["", "{", "\0\0\0", '{"a": 1}{'])
+def test_a_damaged_file_of_the_run_is_named_in_one_line(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"run\.json: damaged .*; give another --run-dir, or --fresh"):
+        read_json(tmp_path / "run.json")
+
+
+def test_a_damaged_line_of_the_journal_is_named_by_its_number(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    for epoch in (1, 2, 3):
+        journal.append(trial="a", epoch=epoch, state="RUNNING")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1].replace(b'"epoch": 2', b'"epo\0h": 2"') + lines[2])
+    with pytest.raises(ConfigError, match="line 2 is damaged"):
+        Journal(path)

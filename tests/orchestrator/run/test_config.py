@@ -1,0 +1,146 @@
+"""Settings: what the presets are, what is refused, and what makes two runs the same."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from mura_models.data.preprocessing import Preprocessing
+from mura_models.errors import ConfigError
+from mura_models.networks.backbones import BackboneSpec
+from mura_models.training.finetune_settings import FinetuneSettings
+from orchestrator.run.config import RunConfig
+from orchestrator.run.presets import full, make_preset, paper, quick
+
+OTHER_RUNS = [
+    {"bones": ("wrist",)},
+    {"recipes": ("mlp_probe",)},
+    {"num_trials": 3},
+    {"num_epochs": 3},
+    {"num_folds": 3},
+    {"batch_size": 32},
+    {"preprocessing": Preprocessing(image_size_px=128)},
+    {"preprocessing": Preprocessing(resize="pad")},
+    {"backbone": BackboneSpec(name="resnet18")},
+    {"backbone": BackboneSpec(weights="none")},
+    {"activation": "none"},
+    {"sampling": ("balanced_bones",)},
+    {"held_out": "fold_0"},
+    {"kept_epoch": "best"},
+    {"num_updates": 7},
+    {"refit_seeds": 2},
+    {"finetune_epochs": 3},
+    {"finetune": FinetuneSettings(rotation_degrees=30)},
+    {"metric": "kappa"},
+    {"early_stopping": False},
+    {"seed": 1},
+]
+
+
+def test_the_default_is_the_quick_preset():
+    assert make_preset("quick") == quick() == RunConfig()
+    assert (quick().backbone.name, quick().sampling, quick().metric) == ("efficientnet_lite0", ("plain",), "auroc")
+
+
+def test_the_paper_preset_has_the_papers_settings():
+    config = make_preset("paper")
+    assert config == paper()
+    assert config.backbone == BackboneSpec(name="resnet18", weights="imagenet")
+    assert config.preprocessing == Preprocessing(image_size_px=256, resize="stretch")
+    assert (config.num_epochs, config.patience_epochs, config.num_folds) == (10, 4, 10)
+    assert (config.activation, config.sampling, config.metric) == ("none", ("balanced_bones",), "image_accuracy")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"metric": "f1"}, "metric=f1: must be one of auroc, kappa, accuracy, image_accuracy"),
+        ({"sampling": ("heavy",)}, "sampling=heavy: must be one of plain, balanced_bones"),
+        ({"activation": "gelu"}, "activation=gelu: must be one of relu, none"),
+        ({"recipes": ("forest",)}, "recipes=forest: must be one of linear_probe"),
+        ({"ensemble": True}, "refit_seeds=0: an ensemble needs at least 2"),
+        ({"finetune": FinetuneSettings(frozen_epochs=12)}, "frozen_epochs=12: must be below finetune_epochs=12"),
+        ({"grace_fraction": 1.5}, r"grace_fraction=1.5: must lie in \[0, 1\]"),
+        ({"sampling": ()}, "sampling: name at least one"),
+        ({"recipes": ()}, "recipes: name at least one"),
+        ({"bones": ()}, "bones: name at least one"),
+        ({"num_trials": 0}, r"trials=0: must lie in \[1,"),
+        ({"num_epochs": 0}, r"epochs=0: must lie in \[1,"),
+        ({"num_folds": 1}, r"folds=1: must lie in \[2,"),
+        ({"batch_size": 0}, r"batch_size=0: must lie in \[1,"),
+        ({"patience_epochs": 0}, r"patience_epochs=0: must lie in \[1,"),
+        ({"seed": -1}, r"seed=-1: must lie in \[0,"),
+        ({"seed": 2**31}, r"seed=2147483648: must lie in \[0,"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_in_one_line(wrong, told):
+    with pytest.raises(ConfigError, match=told) as caught:
+        RunConfig(**wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("twice", [{"recipes": ("mlp_probe", "mlp_probe")}, {"bones": ("wrist", "wrist")}])
+def test_naming_a_thing_twice_is_refused(twice):
+    """Else the plan would hold every trial of it twice, under one name."""
+    (name, (value, _)), *_ = twice.items()
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        RunConfig(**twice)
+
+
+def test_a_preset_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="preset=fast: must be one of quick, paper, full"):
+        make_preset("fast")
+
+
+def test_the_full_preset_trains_whole_networks_as_stanford_did():
+    config = make_preset("full")
+    assert config == full()
+    assert (config.backbone.name, config.preprocessing.image_size_px) == ("densenet169", 320)
+    assert (config.refit_seeds, config.ensemble, config.finetune.rotation_degrees) == (5, True, 30.0)
+    assert "finetune" in config.recipes
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"backbone_lr_factor": 0}, "backbone_lr_factor=0"),
+        ({"frozen_epochs": -1}, "frozen_epochs=-1"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"rotation_degrees": 181}, "rotation_degrees=181"),
+        ({"zoom": 1.0}, "zoom=1.0"),
+        ({"contrast": -0.1}, "contrast=-0.1"),
+    ],
+)
+def test_a_training_of_the_network_that_cannot_be_is_refused_by_its_value(wrong, told):
+    with pytest.raises(ConfigError, match=f"{told}: must"):
+        FinetuneSettings(**wrong)
+
+
+def test_settings_cannot_be_changed_once_made():
+    with pytest.raises(FrozenInstanceError):
+        RunConfig().seed = 1
+
+
+def test_the_same_config_over_the_same_data_is_the_same_run():
+    assert RunConfig().digest("data") == RunConfig(seed=0).digest("data")
+    assert len(RunConfig().digest("data")) == 8
+
+
+@pytest.mark.parametrize("change", OTHER_RUNS)
+def test_every_setting_that_decides_figures_makes_another_run(change):
+    assert replace(RunConfig(), **change).digest("data") != RunConfig().digest("data")
+
+
+def test_other_data_makes_another_run():
+    assert RunConfig().digest("data") != RunConfig().digest("other data")
+
+
+@pytest.mark.parametrize(("num_epochs", "grace"), [(1, 1), (2, 1), (3, 2), (10, 4), (16, 7), (100, 40)])
+def test_grace_is_two_fifths_of_the_epochs_rounded_up(num_epochs, grace):
+    assert RunConfig().count_grace_epochs(num_epochs) == grace
+
+
+def test_settings_become_plain_json_with_every_choice():
+    plain = RunConfig(bones=("wrist",)).to_json()
+    assert plain["bones"] == ["wrist"]
+    assert plain["preprocessing"] == {"image_size_px": 256, "resize": "stretch"}
+    assert plain["backbone"]["name"] == "efficientnet_lite0"

@@ -1,0 +1,171 @@
+"""Bad options: name -> what the command tells in one line, before Ray is started."""
+
+import json
+import os
+from collections.abc import Callable
+
+from robustness.bad_input import Clinic, Told
+
+
+def run(text: str, *options: str, make: Callable[[Clinic], object] = lambda clinic: None) -> Told:
+    """Give a case of `run_study.py --all-bones --dry-run` with these options more."""
+    return Told(text=text, options=options, make=make)
+
+
+def start(text: str, *options: str, make: Callable[[Clinic], object] = lambda clinic: None) -> Told:
+    """Give a case of a run that is no dry one."""
+    return Told(text=text, instead=("--all-bones", "--folds", "2", "--data", "manifest.csv", *options), make=make)
+
+
+def mura(text: str, *command: str, make: Callable[[Clinic], object] = lambda clinic: None) -> Told:
+    """Give a case of a sub-command of `mura`."""
+    return Told(text=text, instead=("mura", *command), make=make)
+
+
+def correct(text: str, table: str) -> Told:
+    """Give a case of a file of corrections."""
+    return run(text, "--corrections", "fixes.csv", make=lambda clinic: write(clinic, "fixes.csv", table))
+
+
+def write(clinic: Clinic, name: str, text: str = "") -> None:
+    path = clinic.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def write_run(clinic: Clinic, **changes: str) -> None:
+    """Write what `mura report` reads, but for `changes`."""
+    for name in ("report.json", "served.json", "exploration.json", "trials.parquet", "predictions.parquet"):
+        write(clinic, f"run/{name}", changes.get(name.partition(".")[0], "{}"))
+
+
+FINETUNE = ("--recipes", "finetune")
+NETWORKS = "none of linear_probe, mlp_probe trains whole networks; add finetune or intermediate_task"
+
+OPTIONS: dict[str, Told] = {
+    # What is not one of those allowed.
+    "unknown option": run("unrecognized arguments: --trails", "--trails", "3"),
+    "unknown preset": run("preset=slow: must be one of quick, paper, full", "--preset", "slow"),
+    "unknown metric": run("metric=f2: must be one of auroc", "--metric", "f2"),
+    "unknown recipe": run("recipes=soup: must be one of linear_probe", "--recipes", "soup"),
+    "no recipe": run("argument --recipes: expected at least one argument", "--recipes"),
+    "unknown sampling": run("sampling=heavy: must be one of plain", "--sampling", "plain", "heavy"),
+    "unknown resize": run("resize 'crop': must be 'stretch' or 'pad'", "--resize", "crop"),
+    "unknown backbone": run(
+        "backbone 'resnet-18': neither ours nor a name of timm; did you", "--backbone", "resnet-18"
+    ),
+    "empty backbone": run("backbone '': neither ours", "--backbone", ""),
+    "unknown bone": Told(
+        text="bones=femur: not in the data, which has hand, wrist",
+        instead=("--bones", "femur", "--dry-run", "--folds", "2", "--data", "manifest.csv"),
+    ),
+    "unknown sub-command": mura("invalid choice: 'perdict'", "perdict"),
+    "no sub-command": mura("the following arguments are required: COMMAND"),
+    # What is no number, or none that is allowed.
+    "text as a number": run("invalid int value: 'many'", "--trials", "many"),
+    "a fraction of trials": run("invalid int value: '1.5'", "--trials", "1.5"),
+    "a number of 9,000 digits": run(" ... ", "--trials", "9" * 9000),
+    "trials -3": run("trials=-3: must lie in [1, 1000]", "--trials", "-3"),
+    "epochs 0": run("epochs=0: must lie in [1, 10000]", "--epochs", "0"),
+    "updates 0": run("updates=0: must lie in [1,", "--updates", "0"),
+    "folds 1": run("folds=1: must lie in [2, 100]", "--folds", "1"),
+    "audit -1": run("audited=-1: must lie in [0, 1000]", "--audit", "-1"),
+    "refit-seeds 101": run("refit_seeds=101: must lie in [0, 100]", "--refit-seeds", "101"),
+    "seed -1": run("seed=-1: must lie in [0,", "--seed", "-1"),
+    "seed beyond 31 bits": run("seed=2147483648: must lie in [0,", "--seed", str(2**31)),
+    "image-size 0": run("image size 0 px: must lie in [16, 1024]", "--image-size", "0"),
+    "image-size 1": run("image size 1 px: must lie in [16, 1024]", "--image-size", "1"),
+    "image-size 100,000": run("image size 100000 px: must lie in [16, 1024]", "--image-size", "100000"),
+    "an image size that the backbone does not take": run(
+        "backbone 'vit_tiny_patch16_224' does not take it", "--backbone", "vit_tiny_patch16_224", "--weights", "none"
+    ),
+    "gpus-per-trial 1.5": run("gpus_per_trial=1.5: above 1 it must be a whole number", "--gpus-per-trial", "1.5"),
+    "gpus-per-trial -1": run("gpus_per_trial=-1.0: must be 0 or lie in [0.01, 64]", "--gpus-per-trial", "-1"),
+    "gpus-per-trial nan": run("gpus_per_trial=nan: must", "--gpus-per-trial", "nan"),
+    "gpus-per-trial inf": run("gpus_per_trial=inf: must", "--gpus-per-trial", "inf"),
+    "gpus-per-trial 1e-9": run("gpus_per_trial=1e-09: must", "--gpus-per-trial", "1e-9"),
+    "cpus-per-trial 0": run("cpus_per_trial=0.0: must lie in [0.01, 1024]", "--cpus-per-trial", "0"),
+    "cpus-per-trial nan": run("cpus_per_trial=nan: must", "--cpus-per-trial", "nan"),
+    "cpus-per-trial 1e400": run("cpus_per_trial=inf: must", "--cpus-per-trial", "1e400"),
+    "max-concurrent 0": run("max_concurrent=0: must lie in [1, 100000]", "--max-concurrent", "0"),
+    "finetune-batch-size 1": run("finetune_batch_size=1: must lie in [2,", *FINETUNE, "--finetune-batch-size", "1"),
+    "frozen-epochs -1": run("frozen_epochs=-1: must not be negative", *FINETUNE, "--frozen-epochs", "-1"),
+    "rotation-degrees nan": run("rotation_degrees=nan: must lie in [0, 180]", *FINETUNE, "--rotation-degrees", "nan"),
+    "rotation-degrees 181": run("rotation_degrees=181.0: must", *FINETUNE, "--rotation-degrees", "181"),
+    "ema-decay 2": run("ema_decay=2.0: must lie in [0, 1)", *FINETUNE, "--ema-decay", "2"),
+    "ema-decay nan": run("ema_decay=nan: must", *FINETUNE, "--ema-decay", "nan"),
+    "zoom nan": run("zoom=nan: must lie in [0, 1)", *FINETUNE, "--zoom", "nan"),
+    "contrast -0.1": run("contrast=-0.1: must lie in [0, 1)", *FINETUNE, "--contrast", "-0.1"),
+    "contrast nan": run("contrast=nan: must", *FINETUNE, "--contrast", "nan"),
+    "backbone-lr-factor nan": run("backbone_lr_factor=nan: must", *FINETUNE, "--backbone-lr-factor", "nan"),
+    "backbone-lr-factor 0": run("backbone_lr_factor=0.0: must", *FINETUNE, "--backbone-lr-factor", "0"),
+    "phantom of scale -1": mura("phantom scale is -1.0: it must be above 0", "phantom", "--out", "p", "--scale", "-1"),
+    "phantom of scale 0": mura("phantom scale is 0.0", "phantom", "--out", "p", "--scale", "0"),
+    "phantom of scale 1e9": mura("phantom scale is 1000000000.0", "phantom", "--out", "p", "--scale", "1e9"),
+    "phantom of scale nan": mura("phantom scale is nan", "phantom", "--out", "p", "--scale", "nan"),
+    "phantom of seed -1": mura("phantom seed is -1: it must not be", "phantom", "--out", "p", "--seed", "-1"),
+    # What contradicts.
+    "all bones and some": run("not allowed with argument --all-bones", "--bones", "hand"),
+    "neither all bones nor some": Told(text="--all-bones", instead=("--dry-run", "--data", "manifest.csv")),
+    "an ensemble of no refits": run("refit_seeds=0: an ensemble needs at least 2; give more, or", "--ensemble"),
+    "an audit where nothing is stopped": run(
+        "audit=3: with --no-early-stopping no trial is stopped", "--no-early-stopping", "--audit", "3"
+    ),
+    "rotation where no network is trained": run(f"rotation_degrees=9.0: {NETWORKS}", "--rotation-degrees", "9"),
+    "trials of networks where none is trained": run(f"finetune_trials=2: {NETWORKS}", "--finetune-trials", "2"),
+    "more frozen epochs than epochs": run(
+        "frozen_epochs=3: must be below finetune_epochs=3", *FINETUNE, "--epochs", "3", "--frozen-epochs", "3"
+    ),
+    # Addresses and places.
+    "an address without a port": run("address=nonsense: must be HOST:PORT", "--address", "nonsense"),
+    "an address with a port of its own kind": run("address=here:99999: must be", "--address", "here:99999"),
+    "an empty address": run("address=: must be HOST:PORT", "--address", ""),
+    "an empty run directory": run("argument --run-dir: the path is empty", "--run-dir", ""),
+    "an empty path of data": run("argument --data: the path is empty", "--data", ""),
+    "data named in no UTF-8": run("is not UTF-8; rename it", "--data", "\udcff.csv"),
+    "a run directory that is a file": start("run-dir=0.png: cannot be written to", "--run-dir", "0.png"),
+    "a run directory inside a file": start("run-dir=0.png/run: cannot be written to", "--run-dir", "0.png/run"),
+    "a run directory that may not be written": start("run-dir=/proc/run: cannot be", "--run-dir", "/proc/run"),
+    "a run directory without a name, and --fresh": start(
+        "run-dir=.: nothing can be named", "--run-dir", ".", "--fresh"
+    ),
+    "a run directory of somebody else's run": start(
+        "run/run.json: not written by this program",
+        "--run-dir",
+        "run",
+        make=lambda clinic: write(clinic, "run/run.json", "[]"),
+    ),
+    "a run directory with a damaged run": start(
+        "run/run.json: damaged", "--run-dir", "run", make=lambda clinic: write(clinic, "run/run.json", "{")
+    ),
+    "a phantom in the place of a file": mura("0.png holds other files", "phantom", "--out", "0.png"),
+    "a phantom inside a file": mura("0.png/p cannot be made (Not a directory)", "phantom", "--out", "0.png/p"),
+    "a phantom that may not be written": mura("/proc/p cannot be made", "phantom", "--out", "/proc/p"),
+    "a phantom beside other files": mura(
+        "holds other files", "phantom", "--out", "p", make=lambda clinic: write(clinic, "p/mine.txt")
+    ),
+    "a phantom beside a damaged one": mura(
+        "its phantom.json is damaged", "phantom", "--out", "p", make=lambda clinic: write(clinic, "p/phantom.json", "{")
+    ),
+    "a report of nothing": mura("run-dir=nowhere: has no report.json; finish", "report", "--run-dir", "nowhere"),
+    "a report of a file": mura("run-dir=0.png: has no report.json", "report", "--run-dir", "0.png"),
+    "a report of a damaged run": mura(
+        "report.json: damaged", "report", "--run-dir", "run", make=lambda clinic: write_run(clinic, report="{")
+    ),
+    "a report of damaged tables": mura("trials.parquet: damaged", "report", "--run-dir", "run", make=write_run),
+    # Corrections.
+    "no corrections": run("gone.csv: cannot be read (No such file", "--corrections", "gone.csv"),
+    "a pipe as corrections": run(
+        "pipe.csv: cannot be read (not a regular file)",
+        *("--corrections", "pipe.csv"),
+        make=lambda clinic: os.mkfifo("pipe.csv"),
+    ),
+    "a manifest as corrections": run("manifest.csv: no column source", "--corrections", "manifest.csv"),
+    "corrections of an unknown image": correct("path 'x.png' matches no image", "path,label,source\nx.png,1,me\n"),
+    "corrections with label 2": correct("row 1: label '2' is not 0 or 1", "path,label,source\n0.png,2,me\n"),
+    "corrections without a source": correct("row 1: source is empty", "path,label,source\n0.png,1,\n"),
+    "corrections that contradict": correct(
+        "rows 1 and 2 contradict each other", "path,label,source\n0.png,1,a\n0.png,0,b\n"
+    ),
+    "corrections as JSON": correct("not a CSV", json.dumps([{"path": "0.png", "label": 1}], indent=0)),
+}
