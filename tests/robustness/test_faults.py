@@ -120,7 +120,7 @@ import os
 import signal
 import sys
 from orchestrator.cli import run_command
-from orchestrator.rundir import Journal
+from orchestrator.run.directory import Journal
 
 append = Journal.append
 

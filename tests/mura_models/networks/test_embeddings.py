@@ -192,8 +192,8 @@ def test_embedding_tells_nobody_and_leaves_no_file_behind(tmp_path):
     """ONNX Runtime reports to its maker unless told otherwise; there are patients' films here."""
     code = (
         "import torch\n"
-        "from mura_models.backbones import BackboneSpec, load_backbone\n"
-        "from mura_models.runtimes import Embedder, RuntimeChoice, prepare_model\n"
+        "from mura_models.networks.backbones import BackboneSpec, load_backbone\n"
+        "from mura_models.networks.runtimes import Embedder, RuntimeChoice, prepare_model\n"
         "choice = RuntimeChoice(runtime='onnxruntime', precision='float32', device='cpu')\n"
         "model, choice = prepare_model(load_backbone(BackboneSpec()), choice, 64)\n"
         "Embedder(model, choice)(torch.zeros(1, 64, 64, dtype=torch.uint8))\n"

@@ -18,7 +18,7 @@ HOLD = """
 import signal
 import ray
 from orchestrator.cluster import connected, find_dashboard, find_metrics_endpoints
-from orchestrator.config import Placement
+from orchestrator.run.config import Placement
 
 with connected(Placement()):
     print("metrics:", *find_metrics_endpoints(), flush=True)

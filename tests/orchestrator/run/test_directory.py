@@ -24,7 +24,7 @@ WEIRD_BONES = ["../../etc", "a/b", "été", "手", "with space", "..", ".", "a%2
 HOLD_LOCK = """
 import sys
 from pathlib import Path
-from orchestrator.rundir import RunDir
+from orchestrator.run.directory import RunDir
 with RunDir(Path(sys.argv[1])).lock():
     print("held", flush=True)
     sys.stdin.read()
