@@ -15,7 +15,7 @@ from mura_models.errors import StorageError
 
 Result = TypeVar("Result")
 
-PATIENCE_S = 60.0
+RETRY_TIMEOUT_S = 60.0
 """How long a write may fail before it is given up: a file server's restart, somebody making room (chosen by us)."""
 
 RETRY_EVERY_S = 1.0
@@ -50,7 +50,7 @@ def is_server_trouble(error: OSError) -> bool:
 
 
 @contextmanager
-def told_as_storage_error(path: Path, what: str = "written") -> Iterator[None]:
+def storage_errors(path: Path, what: str = "written") -> Iterator[None]:
     """Turn a disk's fault while `path` is `what` (written, read) into a StorageError of one line."""
     try:
         yield
@@ -62,30 +62,30 @@ def told_as_storage_error(path: Path, what: str = "written") -> Iterator[None]:
         ) from error
 
 
-def write_patiently(write: Callable[[], Result], path: Path, *, patience_s: float = PATIENCE_S) -> Result:
+def retry_write(write: Callable[[], Result], path: Path, *, patience_s: float = RETRY_TIMEOUT_S) -> Result:
     """Write, again and again while the disk is full or fails. Raises StorageError when patience is over.
 
     write: does nothing by halves: it may be called anew after it failed.
     """
 
     def write_once() -> Result:
-        with told_as_storage_error(path):
+        with storage_errors(path):
             return write()
 
-    return repeat_patiently(write_once, patience_s=patience_s)
+    return retry(write_once, patience_s=patience_s)
 
 
-def read_patiently(path: Path, *, patience_s: float = PATIENCE_S) -> bytes:
+def read_patiently(path: Path, *, patience_s: float = RETRY_TIMEOUT_S) -> bytes:
     """Read a file, again and again while its disk fails. Raises StorageError when patience is over."""
 
     def read_once() -> bytes:
-        with told_as_storage_error(path, "read"):
+        with storage_errors(path, "read"):
             return path.read_bytes()
 
-    return repeat_patiently(read_once, patience_s=patience_s)
+    return retry(read_once, patience_s=patience_s)
 
 
-def repeat_patiently(act: Callable[[], Result], *, patience_s: float = PATIENCE_S) -> Result:
+def retry(act: Callable[[], Result], *, patience_s: float = RETRY_TIMEOUT_S) -> Result:
     """Act, again and again while that raises StorageError. Raises it when patience is over."""
     end = time.monotonic() + patience_s
     while True:
@@ -98,62 +98,62 @@ def repeat_patiently(act: Callable[[], Result], *, patience_s: float = PATIENCE_
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; it becomes `path` when the block ends well, else it vanishes.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Return a path beside `path` to write to; it becomes `path` when the block ends well, else it vanishes.
 
     A new file has the permissions that the user's umask leaves, one that is replaced keeps its own.
 
     Raises StorageError where the disk is full or fails.
     """
-    with told_as_storage_error(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = _read_mode(path)
-        aside = _name_aside(path)
-        os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600))
+        partial = _name_aside(path)
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600))
         try:
-            yield aside
-            _flush(aside)
+            yield partial
+            _flush(partial)
             if mode is not None:
-                aside.chmod(mode)
-            aside.replace(path)
+                partial.chmod(mode)
+            partial.replace(path)
             _flush(path.parent)
         finally:
-            aside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a folder beside `path` to fill; it becomes `path` when the block ends well, else it vanishes.
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Return a folder beside `path` to fill; it becomes `path` when the block ends well, else it vanishes.
 
     Its permissions are as those of `whole_file`. Raises StorageError where the disk is full or fails.
     """
-    with told_as_storage_error(path), folder_beside(path) as aside:
-        yield aside
-        replace_folder(aside, path)
+    with storage_errors(path), temporary_sibling(path) as partial:
+        yield partial
+        replace_folder(partial, path)
 
 
 @contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
-    """Give a new folder beside `path`; what is still there when the block ends vanishes."""
+def temporary_sibling(path: Path) -> Iterator[Path]:
+    """Return a new folder beside `path`; what is still there when the block ends vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _name_aside(path)
-    aside.mkdir(0o777 if _read_mode(path) is None else 0o700)
+    partial = _name_aside(path)
+    partial.mkdir(0o777 if _read_mode(path) is None else 0o700)
     try:
-        yield aside
+        yield partial
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def replace_folder(aside: Path, path: Path) -> None:
+def replace_folder(partial: Path, path: Path) -> None:
     """Make a filled folder beside `path` become `path`, once all of it is on the disk."""
-    for file in aside.rglob("*"):
+    for file in partial.rglob("*"):
         _flush(file)
-    _flush(aside)
+    _flush(partial)
     mode = _read_mode(path)
     if mode is not None:
-        aside.chmod(mode)
+        partial.chmod(mode)
         shutil.rmtree(path)
-    aside.replace(path)
+    partial.replace(path)
     _flush(path.parent)
 
 
@@ -163,7 +163,7 @@ def _name_aside(path: Path) -> Path:
 
 
 def _read_mode(path: Path) -> int | None:
-    """Give the permissions of what is to be replaced; None where nothing is."""
+    """Return the permissions of what is to be replaced; None where nothing is."""
     try:
         return stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
@@ -187,7 +187,7 @@ def remove_unfinished(folder: Path, *, older_than_s: float = 0.0) -> None:
 
 
 def _find_last_change(path: Path) -> float:
-    """Give the time of the last change: a folder's own time tells nothing of what is written to its files."""
+    """Return the time of the last change: a folder's own time tells nothing of what is written to its files."""
     return max(part.stat().st_mtime for part in (path, *path.rglob("*")))
 
 

@@ -29,7 +29,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, needs_bones: bool = Tr
 
 
 def _add_data(group: Group) -> None:
-    """Declare which films are taken, under which labels."""
+    """Declare which images are taken, under which labels."""
     group.add_argument(
         "--data",
         type=parse_path,
@@ -53,9 +53,9 @@ def _add_search(group: Group) -> None:
     group.add_argument("--trials", type=int, dest="num_trials", metavar="N", help="trials a probe's search (12)")
     group.add_argument("--epochs", type=int, dest="num_epochs", metavar="N", help="epochs a trial at most (16)")
     group.add_argument(
-        "--updates",
+        "--steps",
         type=int,
-        dest="num_updates",
+        dest="num_steps",
         metavar="N",
         help="number of updates of a full-length probe trial; default: an epoch is a pass over the largest bone",
     )
@@ -63,8 +63,8 @@ def _add_search(group: Group) -> None:
 
 
 def _add_backbone(group: Group) -> None:
-    """Declare what sees the films, and how large they are."""
-    group.add_argument("--image-size", type=int, dest="image_size_px", metavar="PX", help="side of the films (256)")
+    """Declare what sees the images, and how large they are."""
+    group.add_argument("--image-size", type=int, dest="image_size_px", metavar="PX", help="side of the images (256)")
     group.add_argument("--resize", metavar="HOW", help="stretch (default, as the paper) or pad (keeps the aspect)")
     group.add_argument(
         "--backbone",
@@ -93,10 +93,10 @@ def _add_judging(group: Group) -> None:
         "--audit", type=int, dest="num_audited", metavar="N", help="stopped trials run to their end, a stage (4)"
     )
     group.add_argument(
-        "--refit-seeds", type=int, metavar="K", help="train each winner under K fresh seeds, ship the median (0)"
+        "--replicate-seeds", type=int, metavar="K", help="train each winner under K fresh seeds, ship the median (0)"
     )
     group.add_argument(
-        "--ensemble", action=argparse.BooleanOptionalAction, help="ship all refits together instead of the median"
+        "--ensemble", action=argparse.BooleanOptionalAction, help="ship all replicates together instead of the median"
     )
     group.add_argument("--seed", type=int, metavar="N", help="of folds, plan and training (0)")
 
@@ -105,8 +105,8 @@ def _add_finetuning(group: Group) -> None:
     """Declare the budget of whole networks, then every field of FinetuneSettings."""
     group.add_argument("--finetune-trials", type=int, metavar="N", help="trials a search (4)")
     group.add_argument("--finetune-epochs", type=int, metavar="N", help="epochs a trial at most (--epochs, else 12)")
-    group.add_argument("--finetune-updates", type=int, metavar="N", help="number of updates of a full-length trial")
-    group.add_argument("--finetune-batch-size", type=int, metavar="N", help="films an update (32)")
+    group.add_argument("--finetune-steps", type=int, metavar="N", help="number of updates of a full-length trial")
+    group.add_argument("--finetune-batch-size", type=int, metavar="N", help="images an update (32)")
     for setting in describe_fields(FinetuneSettings):
         option: dict[str, Any] = {"type": setting.type, "metavar": "N" if setting.type is int else "F"}
         if setting.type is bool:
@@ -117,7 +117,7 @@ def _add_finetuning(group: Group) -> None:
 
 
 def _add_placement(group: Group) -> None:
-    """Declare the fields of Placement, and --dry-run."""
+    """Declare the fields of ExecutionOptions, and --dry-run."""
     group.add_argument(
         "--run-dir", type=parse_path, metavar="PATH", help="default: runs/<data>-<config>; the same command continues"
     )

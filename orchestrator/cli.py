@@ -1,6 +1,6 @@
 """The command line: `python run_study.py`, and `mura` with its sub-commands.
 
-Arguments become a RunConfig and a Placement; torch and Ray are imported only after parsing.
+Arguments become a RunConfig and a ExecutionOptions; torch and Ray are imported only after parsing.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from orchestrator.options import check_contradictions, parse_path
 
 if TYPE_CHECKING:
     from orchestrator.run.config import RunConfig
-    from orchestrator.run.execution import Placement
+    from orchestrator.run.execution import ExecutionOptions
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(argv: Sequence[str] | None = None) -> int:
-    """Run `python run_study.py`; give the exit code."""
+    """Run `python run_study.py`; return the exit code."""
     parser = Parser(prog="run_study.py", description=RUN_HELP)
     add_run_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -40,13 +40,13 @@ def run_command(argv: Sequence[str] | None = None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `mura`; give the exit code."""
+    """Run `mura`; return the exit code."""
     parser = Parser(prog="mura", description="Specialists per bone against one global model.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, add_arguments, action, text in (
         ("run", add_run_arguments, run, RUN_HELP),
         ("doctor", add_doctor_arguments, doctor, "Check machine, cluster and disk for a run, without one."),
-        ("predict", add_predict_arguments, predict, "Let a bundle answer for films."),
+        ("predict", add_predict_arguments, predict, "Let a bundle answer for images."),
         ("report", add_report_arguments, report, "Write report.html anew from a run's report.json."),
         ("phantom", add_phantom_arguments, phantom, "Write synthetic radiographs in MURA's layout."),
     ):
@@ -99,13 +99,13 @@ def run(arguments: argparse.Namespace) -> None:
     from orchestrator.progress import Monitor
     from orchestrator.report.terminal import print_summary
 
-    config, placement = make_config(arguments), make_placement(arguments)
+    config, execution = make_config(arguments), make_execution(arguments)
     with Monitor() as monitor:
         dataset = open_dataset(arguments.data, monitor, arguments.corrections)
         if arguments.dry_run:
             forecast(config, dataset, monitor)
             return
-        rundir = run(config, placement, dataset, monitor)
+        rundir = run(config, execution, dataset, monitor)
     print_summary(rundir, monitor.console)
     check_searches(rundir)
 
@@ -137,19 +137,19 @@ def make_config(arguments: argparse.Namespace, *, checks_backbone: bool = True) 
 
 
 CONFIG_OPTIONS = (
-    *("num_trials", "num_epochs", "num_updates", "num_folds", "metric", "seed"),
-    *("num_audited", "refit_seeds", "ensemble"),
-    *("finetune_trials", "finetune_epochs", "finetune_updates", "finetune_batch_size"),
+    *("num_trials", "num_epochs", "num_steps", "num_folds", "metric", "seed"),
+    *("num_audited", "replicate_seeds", "ensemble"),
+    *("finetune_trials", "finetune_epochs", "finetune_steps", "finetune_batch_size"),
 )
 """Options that are fields of RunConfig as they are."""
 
 
-def make_placement(arguments: argparse.Namespace) -> "Placement":
+def make_execution(arguments: argparse.Namespace) -> "ExecutionOptions":
     """Gather where the run lies and what it runs on. Raises ConfigError."""
-    from orchestrator.run.execution import Placement
+    from orchestrator.run.execution import ExecutionOptions
 
     names = ("run_dir", "fresh", "address", "max_concurrent", "gpus_per_trial", "cpus_per_trial")
-    return Placement(**{name: getattr(arguments, name) for name in names})
+    return ExecutionOptions(**{name: getattr(arguments, name) for name in names})
 
 
 def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,12 +164,12 @@ def doctor(arguments: argparse.Namespace) -> None:
     from orchestrator.preflight.doctor import examine
     from orchestrator.progress import Monitor
 
-    config, placement = make_config(arguments, checks_backbone=False), make_placement(arguments)
+    config, execution = make_config(arguments, checks_backbone=False), make_execution(arguments)
     data = arguments.data or find_mura()
     with Monitor() as monitor:
         dataset = open_dataset(data, monitor, arguments.corrections) if data else None
         levels = []
-        for finding in examine(config, placement, dataset):
+        for finding in examine(config, execution, dataset):
             monitor.say(f"{finding.level:<8} {finding}")
             levels.append(finding.level)
     if "problem" in levels:

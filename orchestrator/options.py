@@ -11,7 +11,7 @@ from mura_models.errors import ConfigError
 from mura_models.training.finetune_settings import FinetuneSettings, describe_fields
 
 FINETUNE_OPTIONS = (
-    *("finetune_trials", "finetune_epochs", "finetune_updates", "finetune_batch_size"),
+    *("finetune_trials", "finetune_epochs", "finetune_steps", "finetune_batch_size"),
     *(setting.name for setting in describe_fields(FinetuneSettings)),
 )
 """Options that mean nothing where no whole network is trained."""

@@ -18,22 +18,22 @@ from orchestrator.progress import Monitor
 from orchestrator.report import render_report
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir, choose_rundir
-from orchestrator.run.execution import Placement
+from orchestrator.run.execution import ExecutionOptions
 from orchestrator.run.files import read_json, write_table
 from orchestrator.run.provenance import check_finished, open_run
-from orchestrator.search.checkpoint_store import start_keeper
-from orchestrator.search.context import Work
+from orchestrator.search.checkpoint_store import start_checkpoint_store
+from orchestrator.search.context import RunContext
 from orchestrator.search.plan import Plan, make_plan
 from orchestrator.search.stages import train_stages
 
 
-def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Monitor) -> RunDir:
-    """Do whatever of the run is not done yet and give its directory.
+def run(config: RunConfig, execution: ExecutionOptions, dataset: DataSet, monitor: Monitor) -> RunDir:
+    """Do whatever of the run is not done yet and return its directory.
 
     Raises UserError for what the user can mend, RunError for a part that failed.
     """
     plan = make_plan(config, dataset.manifest)  # what cannot be planned is said before anything is decoded
-    rundir = choose_rundir(config, placement, dataset)
+    rundir = choose_rundir(config, execution, dataset)
     with rundir.lock():
         open_run(rundir, config, dataset)
         rundir.remove_unfinished()
@@ -42,17 +42,19 @@ def run(config: RunConfig, placement: Placement, dataset: DataSet, monitor: Moni
             monitor.say("this run is finished: nothing is trained (--fresh starts anew beside it)")
             check_finished(rundir)
         else:
-            with examined(config, placement, dataset.manifest, plan, rundir=rundir, monitor=monitor):
-                work = prepare(config, placement, dataset, rundir, monitor)
-                conclude(work, train_stages(work, start_keeper(rundir)))
+            with examined(config, execution, dataset.manifest, plan, rundir=rundir, monitor=monitor):
+                work = prepare(config, execution, dataset, rundir, monitor)
+                conclude(work, train_stages(work, start_checkpoint_store(rundir)))
         shutil.rmtree(rundir.embeddings, ignore_errors=True)
         render_report(rundir)
     return rundir
 
 
-def prepare(config: RunConfig, placement: Placement, dataset: DataSet, rundir: RunDir, monitor: Monitor) -> Work:
+def prepare(
+    config: RunConfig, execution: ExecutionOptions, dataset: DataSet, rundir: RunDir, monitor: Monitor
+) -> RunContext:
     """Decode, embed, cut folds, describe the data and plan: all that comes before training."""
-    share = share_cluster(placement)
+    share = share_cluster(execution)
     ingested = ingest(
         config,
         dataset.manifest,
@@ -63,12 +65,12 @@ def prepare(config: RunConfig, placement: Placement, dataset: DataSet, rundir: R
     )
     record_ingest(ingested, rundir)
     manifest = finish_manifest(config, dataset, ingested, rundir)
-    explore_data(config, dataset, manifest, ingested.films, rundir)
+    explore_data(config, dataset, manifest, ingested.images, rundir)
     monitor.say(f"data: {rundir.data_html.resolve()}")
     plan = make_plan(config, manifest)
     settle_plan(plan, rundir)
     say_plan(plan, monitor)
-    return Work(
+    return RunContext(
         config=config,
         dataset=dataset,
         manifest=manifest,
@@ -101,8 +103,8 @@ def settle_plan(plan: Plan, rundir: RunDir) -> None:
 
 def say_plan(plan: Plan, monitor: Monitor) -> None:
     """Say how much there is to train, and which bones get no specialist."""
-    for bone, why in plan.untrainable.items():
-        monitor.say(f"no specialist for {bone}: {why}")
+    for bone, reason in plan.untrainable.items():
+        monitor.say(f"no specialist for {bone}: {reason}")
     monitor.say(f"{len(plan.trials)} trials in {len(plan.searches)} searches")
 
 
@@ -112,12 +114,12 @@ def forecast(config: RunConfig, dataset: DataSet, monitor: Monitor) -> None:
     table = plan.to_table()
     say_plan(plan, monitor)
     columns = ["search", "lr_schedule", "lr", "backbone_lr_factor", "weight_decay", "sampling", "num_epochs"]
-    monitor.say(table[[*columns, "updates_per_epoch", "forecast_s"]].to_string(index=False))
-    num_films = dataset.manifest["digest"].nunique()
+    monitor.say(table[[*columns, "steps_per_epoch", "forecast_s"]].to_string(index=False))
+    num_images = dataset.manifest["digest"].nunique()
     monitor.say(f"at full length {table['forecast_s'].sum():.0f} s of one CPU core")
-    if config.refit_seeds:
-        refits_s = config.refit_seeds * table.groupby("search")["forecast_s"].max().sum()
-        monitor.say(f"and {config.refit_seeds} refits of each winner {refits_s:.0f} s")
-    monitor.say(f"{num_films} films to decode and embed, unless cached")
+    if config.replicate_seeds:
+        replicates_s = config.replicate_seeds * table.groupby("search")["forecast_s"].max().sum()
+        monitor.say(f"and {config.replicate_seeds} replicates of each winner {replicates_s:.0f} s")
+    monitor.say(f"{num_images} images to decode and embed, unless cached")
     disk = forecast_run(config, dataset.manifest, plan, None)
     monitor.say(f"disk: up to {format_bytes(disk.run)} in the run directory, {format_bytes(disk.cache)} in the cache")

@@ -11,7 +11,7 @@ from mura_models.storage import is_storage_trouble
 QUIET_STEP_S = 15.0
 """Where there is no terminal to draw on, a line is written at most so often (chosen by us)."""
 
-LABELS = {"scan": "read files", "decode": "decode films", "embed": "embed films", "phantom": "make phantom"}
+LABELS = {"scan": "read files", "decode": "decode images", "embed": "embed images", "phantom": "make phantom"}
 
 
 class Monitor:

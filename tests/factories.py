@@ -19,11 +19,11 @@ SYSTEM_NAMES = (
     "baseline_mlp_probe",
     "specialists_mlp_probe_oracle",
     "specialists_mlp_probe_routed",
-    "served_oracle",
-    "served_routed",
+    "selected_oracle",
+    "selected_routed",
 )
 """The systems of a run with both probes, in the report's order."""
-NUM_FEATURES, NUM_OUTCOMES, NUM_FOLDS = 6, 4, 3
+NUM_FEATURES, NUM_VIEWS, NUM_FOLDS = 6, 4, 3
 COUNTS = {"elbow": (34, 26), "hand": (24, 30), "wrist": (40, 3)}
 """Bone -> normal and abnormal train images; the wrist has too few for a specialist."""
 
@@ -34,7 +34,7 @@ def list_names(folder):
 
 
 def make_manifest(counts=COUNTS, *, num_test=12):
-    """Give a manifest with folds, `counts` images in train and `num_test` a bone and label in test."""
+    """Return a manifest with folds, `counts` images in train and `num_test` a bone and label in test."""
     rows = []
     for bone, of_label in counts.items():
         for label in (0, 1):
@@ -48,17 +48,17 @@ def make_manifest(counts=COUNTS, *, num_test=12):
 
 
 def make_features(manifest, *, seed=0):
-    """Draw embeddings [N, O, D], float16: bones lie apart, labels a little."""
-    shape = (len(manifest), NUM_OUTCOMES, NUM_FEATURES)
-    features_NOD = np.random.default_rng(seed).normal(size=shape)
+    """Draw embeddings [N, V, D], float16: bones lie apart, labels a little."""
+    shape = (len(manifest), NUM_VIEWS, NUM_FEATURES)
+    features_NVD = np.random.default_rng(seed).normal(size=shape)
     bones = pd.factorize(manifest["bone"], sort=True)[0]
-    features_NOD[:, :, 0] += manifest["label"].to_numpy()[:, None]
-    features_NOD[np.arange(len(manifest)), :, 1 + bones % 3] += 4
-    return features_NOD.astype(np.float16)
+    features_NVD[:, :, 0] += manifest["label"].to_numpy()[:, None]
+    features_NVD[np.arange(len(manifest)), :, 1 + bones % 3] += 4
+    return features_NVD.astype(np.float16)
 
 
 def make_probe_data(target="baseline", *, manifest=None, seed=0):
-    """Give the rows of one search: `baseline`, `router` or a bone's."""
+    """Return the rows of one search: `baseline`, `router` or a bone's."""
     manifest = make_manifest() if manifest is None else manifest
     train = manifest[manifest["split"] == "train"].reset_index(drop=True)
     bones = train["bone"].to_numpy(dtype=str)
@@ -66,7 +66,7 @@ def make_probe_data(target="baseline", *, manifest=None, seed=0):
     rows = np.flatnonzero((bones == target) | (target in ("baseline", "router")))
     labels = np.searchsorted(classes, bones) if target == "router" else train["label"].to_numpy(np.int64)
     return SearchData(
-        features_NOD=make_features(train, seed=seed),
+        features_NVD=make_features(train, seed=seed),
         rows=rows,
         labels=labels[rows],
         folds=train["fold"].to_numpy(np.int64)[rows],
@@ -79,32 +79,32 @@ def make_probe_data(target="baseline", *, manifest=None, seed=0):
 
 
 def make_settings(**changes):
-    """Give the settings of a trial of milliseconds."""
-    small = {"head": "mlp_probe", "lr": 0.01, "num_epochs": 4, "updates_per_epoch": 3, "batch_size": 16}
+    """Return the settings of a trial of milliseconds."""
+    small = {"head": "mlp_probe", "lr": 0.01, "num_epochs": 4, "steps_per_epoch": 3, "batch_size": 16}
     return TrialSettings(**small | {"hidden_size": 5, "grace_epochs": 4, "seed": 7} | changes)
 
 
 def make_heads(*, num_outputs=1, recipe="linear_probe", seed=0):
-    """Give heads with random weights and a standardisation that is not the identity."""
+    """Return heads with random weights and a standardisation that is not the identity."""
     shape = {"num_heads": NUM_FOLDS, "num_features": NUM_FEATURES, "num_outputs": num_outputs, "hidden_size": 5}
     heads = Heads(HeadSettings(recipe=recipe, **shape), seed=seed)
     for weight in heads.weights:
         weight.data *= 4  # so that answers differ
     drawn = torch.Generator().manual_seed(seed)
     size = (NUM_FOLDS, NUM_FEATURES)
-    heads.standardise_by(torch.randn(size, generator=drawn), 1 + torch.rand(size, generator=drawn))
+    heads.standardize_by(torch.randn(size, generator=drawn), 1 + torch.rand(size, generator=drawn))
     return heads.eval()
 
 
 def make_model(target, recipe="mlp_probe", *, seed=0, temperature=1.5, threshold=0.55):
-    """Give a model of abnormality with random weights."""
+    """Return a model of abnormality with random weights."""
     calibration = Calibration(temperature=temperature, threshold=threshold)
     networks = (Network(backbone=FROZEN, heads=make_heads(recipe=recipe, seed=seed)),)
     return AbnormalityModel(target=target, recipe=recipe, networks=networks, calibration=calibration)
 
 
 def serve_features(features_ND):
-    """Give embeddings as an assembly asks for them, by the one backbone there is."""
+    """Return embeddings as an assembly asks for them, by the one backbone there is."""
 
     def find_features(backbone, rows):
         assert backbone == FROZEN
@@ -113,14 +113,14 @@ def serve_features(features_ND):
     return find_features
 
 
-def make_assembly(classes=("elbow", "hand", "wrist"), *, specialists=("elbow", "hand"), served=("hand",)):
-    """Give a router, both baselines and some specialists; those in `served` answer for their bone."""
+def make_assembly(classes=("elbow", "hand", "wrist"), *, specialists=("elbow", "hand"), selected=("hand",)):
+    """Return a router, both baselines and some specialists; those in `served` answer for their bone."""
     models = [make_model("baseline", "linear_probe", seed=1, threshold=0.6), make_model("baseline", seed=2)]
     models += [
         make_model(f"specialist:{bone}", seed=10 + number, temperature=0.8, threshold=0.5 + number / 5)
         for number, bone in enumerate(specialists)
     ]
-    serving = {bone: f"specialist:{bone}/mlp_probe" if bone in served else "baseline/mlp_probe" for bone in classes}
+    selected = {bone: f"specialist:{bone}/mlp_probe" if bone in selected else "baseline/mlp_probe" for bone in classes}
     return Assembly(
         classes=classes,
         router=Router(
@@ -128,7 +128,7 @@ def make_assembly(classes=("elbow", "hand", "wrist"), *, specialists=("elbow", "
             networks=(Network(backbone=FROZEN, heads=make_heads(num_outputs=len(classes), seed=3)),),
         ),
         models={model.name: model for model in models},
-        serving=serving,
+        selected=selected,
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
-from ray_helpers import write_films
+from ray_helpers import write_images
 
 KINDS = (
     *("folder", "subfolder", "filename", "patient", "study", "column", "cell", "weights_folder"),
@@ -30,10 +30,10 @@ DATA_URI = re.compile(rb"data:[\w/+.-]*;base64,([A-Za-z0-9+/=]+)")
 MAX_DEPTH = 4
 
 
-def write_marked_films(root: Path) -> Path:
-    """Write a manifest of films that carry a mark of every kind; give its path."""
+def write_marked_images(root: Path) -> Path:
+    """Write a manifest of images that carry a mark of every kind; return its path."""
     folder = root / name("folder") / "two-bones"
-    table = pd.read_csv(write_films(folder), dtype=str)
+    table = pd.read_csv(write_images(folder), dtype=str)
     paths = []
     for number, path in enumerate(table["path"]):
         marked = f"{name('subfolder')}/{name('filename')} {number}.png"
@@ -49,12 +49,12 @@ def write_marked_films(root: Path) -> Path:
 
 
 def name(kind: str) -> str:
-    """Give a name that holds the mark of a kind."""
+    """Return a name that holds the mark of a kind."""
     return f"Jöhn {MARKS[kind].title()}"
 
 
 def mark_image(source: Path, target: Path) -> None:
-    """Move a film, with marks wherever a PNG has room for words."""
+    """Move an image, with marks wherever a PNG has room for words."""
     info = PngInfo()
     info.add_text("PatientName", name("png_text"))
     info.add_text(MARKS["keyword"], "x")
@@ -65,16 +65,16 @@ def mark_image(source: Path, target: Path) -> None:
     exif[ExifTags.Base.ImageDescription] = MARKS["exif"]
     exif[ExifTags.Base.Artist] = MARKS["exif"]
     exif[ExifTags.Base.XPAuthor] = name("exif_utf16").encode("utf-16-le")
-    with Image.open(source) as film:
-        film.save(target, pnginfo=info, exif=exif)
+    with Image.open(source) as image:
+        image.save(target, pnginfo=info, exif=exif)
     target.write_bytes(target.read_bytes() + name("behind_the_pixels").encode())
     source.unlink()
 
 
 def make_bad_rows(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Give rows that cannot be used, each for a reason that a mark is part of."""
+    """Return rows that cannot be used, each for a reason that a mark is part of."""
     good = table.iloc[0].to_dict()
-    broken, other = f"{name('broken_filename')}.png", f"film.{MARKS['suffix']}"
+    broken, other = f"{name('broken_filename')}.png", f"image.{MARKS['suffix']}"
     (folder / broken).write_bytes((folder / good["path"]).read_bytes()[:300])
     (folder / other).write_bytes(b"not a film")
     wrong = [{"path": broken}, {"path": other}, {"path": f"{name('broken_filename')}-gone.png"}]
@@ -96,7 +96,7 @@ def find_marks(content: bytes, words: Mapping[str, str] = MARKS) -> set[str]:
 
 @functools.cache
 def list_spellings(word: str) -> tuple[list[bytes], list[bytes]]:
-    """Give a word's spellings in lower case, and those in which the case of a letter counts."""
+    """Return a word's spellings in lower case, and those in which the case of a letter counts."""
     plain = [word.lower().encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be")]
     encoded = []
     for raw in {spelling.encode() for spelling in (word, word.lower(), word.title())}:
@@ -108,7 +108,7 @@ def list_spellings(word: str) -> tuple[list[bytes], list[bytes]]:
 
 
 def unpack(content: bytes, depth: int = 0) -> Iterator[bytes]:
-    """Give some bytes and whatever is packed in them: PNG, gzip, zip, parquet, pictures in a page."""
+    """Return some bytes and whatever is packed in them: PNG, gzip, zip, parquet, pictures in a page."""
     yield content
     if depth < MAX_DEPTH:
         for part in open_packed(content):
@@ -116,7 +116,7 @@ def unpack(content: bytes, depth: int = 0) -> Iterator[bytes]:
 
 
 def open_packed(content: bytes) -> Iterator[bytes]:
-    """Give the parts of bytes of a kind that packs."""
+    """Return the parts of bytes of a kind that packs."""
     if content.startswith(b"\x89PNG"):
         yield from list_png_texts(content)
         yield Image.open(io.BytesIO(content)).tobytes()
@@ -132,7 +132,7 @@ def open_packed(content: bytes) -> Iterator[bytes]:
 
 
 def list_png_texts(content: bytes) -> Iterator[bytes]:
-    """Give every chunk of a PNG, and unpacked whatever in it zlib can unpack."""
+    """Return every chunk of a PNG, and unpacked whatever in it zlib can unpack."""
     place = 8
     while place + 8 <= len(content):
         length = int.from_bytes(content[place : place + 4])

@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: a few films, commands in processes of their own, and Ray's leftovers."""
+"""What the tests of whole runs share: a few images, commands in processes of their own, and Ray's leftovers."""
 
 import atexit
 import json
@@ -29,8 +29,8 @@ MARK = "MURA_TEST_MARK"
 FOREIGN = ("RAY_", "MURA_", "CUDA_VISIBLE_DEVICES", "XDG_CACHE_HOME")
 
 
-def write_films(folder: Path, *, num_train: int = 24, num_test: int = 12) -> Path:
-    """Draw so many patients a bone and label, one or two films each, and give their manifest."""
+def write_images(folder: Path, *, num_train: int = 24, num_test: int = 12) -> Path:
+    """Draw so many patients a bone and label, one or two images each, and give their manifest."""
     rng = np.random.default_rng(7)
     rows = []
     for split, num_patients in (("train", num_train), ("test", num_test)):
@@ -38,25 +38,25 @@ def write_films(folder: Path, *, num_train: int = 24, num_test: int = 12) -> Pat
             for number in range(2 * num_patients):
                 patient, label = f"{split}-{bone}-{number}", number % 2
                 for view in range(1 + number % 3 // 2):
-                    path = f"films/{patient}-{view}.png"
-                    save_film(folder / path, bone, label, rng)
+                    path = f"images/{patient}-{view}.png"
+                    save_image(folder / path, bone, label, rng)
                     rows.append((path, bone, patient, "1", label, split))
     manifest = folder / "manifest.csv"
     pd.DataFrame(rows, columns=["path", "bone", "patient", "study", "label", "split"]).to_csv(manifest, index=False)
     return manifest
 
 
-def save_film(path: Path, bone: str, label: int, rng: np.random.Generator) -> None:
+def save_image(path: Path, bone: str, label: int, rng: np.random.Generator) -> None:
     """Draw a shaft in noise: upright for an elbow, lying for a wrist, with a faint gap where label is 1."""
-    film_HW = rng.normal(60, 30, (80, 96))
+    image_HW = rng.normal(60, 30, (80, 96))
     shaft = slice(int(rng.integers(20, 30)), int(rng.integers(42, 52)))
-    film_HW[shaft] += 80
+    image_HW[shaft] += 80
     if label:
         gap = int(rng.integers(25, 65))
-        film_HW[shaft, gap : gap + int(rng.integers(2, 5))] -= 40
-    film_HW = film_HW.clip(0, 255).astype(np.uint8)
+        image_HW[shaft, gap : gap + int(rng.integers(2, 5))] -= 40
+    image_HW = image_HW.clip(0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(film_HW.T.copy() if bone == "elbow" else film_HW).save(path)
+    Image.fromarray(image_HW.T.copy() if bone == "elbow" else image_HW).save(path)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class User:
         return self.home / "cache"
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Give this user's environment; nothing of the tester's Ray, GPUs or caches shines through."""
+        """Return this user's environment; nothing of the tester's Ray, GPUs or caches shines through."""
         own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         own |= {"HOME": str(self.home), "XDG_CACHE_HOME": str(self.cache), MARK: self.mark}
         own["RAY_TMPDIR"] = self.ray_folder
@@ -153,7 +153,7 @@ def _read_command(process: psutil.Process) -> str:
 
 
 def make_user(home: Path) -> User:
-    """Give a user with an empty home."""
+    """Return a user with an empty home."""
     home.mkdir(parents=True, exist_ok=True)
     ray_folder = tempfile.mkdtemp(prefix="mura-")
     atexit.register(shutil.rmtree, ray_folder, ignore_errors=True)
@@ -161,7 +161,7 @@ def make_user(home: Path) -> User:
 
 
 def list_listeners(user: User) -> set[tuple[str, str]]:
-    """Give the name of each process of this user that listens, and the address on which it does."""
+    """Return the name of each process of this user that listens, and the address on which it does."""
     found = set()
     for process in user.processes():
         with _may_be_gone():
@@ -196,7 +196,7 @@ def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = 60
 
 
 def find_free_port() -> int:
-    """Give a port that nobody listens on."""
+    """Return a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -204,7 +204,7 @@ def find_free_port() -> int:
 
 
 def read_journal(run_dir: Path) -> list[dict[str, Any]]:
-    """Give the journal's whole lines; none where it is not there yet."""
+    """Return the journal's whole lines; none where it is not there yet."""
     path = run_dir / "journal.jsonl"
     if not path.exists():
         return []
@@ -220,10 +220,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def assert_same_results(first: Path, second: Path) -> None:
     """Compare everything that is to be the same twice, down to the last bit."""
-    for name in ("plan.csv", "served.json"):
+    for name in ("plan.csv", "selected.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     for name in ("manifest.parquet", "trials.parquet", "predictions.parquet"):
         pd.testing.assert_frame_equal(*(pd.read_parquet(run / name) for run in (first, second)), check_exact=True)
     reports = [read_json(run / "report.json") for run in (first, second)]
-    for part in ("data", "router", "systems", "served", "comparisons"):
+    for part in ("data", "router", "systems", "selected", "comparisons"):
         assert reports[0][part] == reports[1][part]

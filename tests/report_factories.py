@@ -31,23 +31,23 @@ PATIENT = "patient-4711"
 NASTY = "<script>alert('x')</script> & \"quoted\" $a_b$"
 
 
-def make_estimate(value, why=None):
+def make_estimate(value, reason=None):
     if value is None:
-        return {"value": None, "ci95": None, "why": why}
-    if why:
-        return {"value": value, "ci95": None, "why": why}
+        return {"value": None, "ci95": None, "reason": reason}
+    if reason:
+        return {"value": value, "ci95": None, "reason": reason}
     return {"value": value, "ci95": [value - 0.05, value + 0.05]}
 
 
-def make_summary(value=0.8, why=None):
-    metrics = {metric: make_estimate(value, why) for metric in METRICS}
-    return {"n_images": 90, "n_studies": 45, "image": metrics, "study": metrics}
+def make_summary(value=0.8, reason=None):
+    metrics = {metric: make_estimate(value, reason) for metric in METRICS}
+    return {"num_images": 90, "num_studies": 45, "image": metrics, "study": metrics}
 
 
 def make_comparisons(bones, gain=0.03, without=()):
     """Compare every system with a baseline; the bones in `without` have no specialist, so nothing differs there."""
     rows, same = [], {"difference": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
-    pairs = [(system, "baseline_mlp_probe") for system in SYSTEM_NAMES[2:]] + [("served_routed", "served_oracle")]
+    pairs = [(system, "baseline_mlp_probe") for system in SYSTEM_NAMES[2:]] + [("selected_routed", "selected_oracle")]
     for a, b in pairs:
         for unit in ("study", "image"):
             for metric in ("auroc", "kappa"):
@@ -60,7 +60,7 @@ def make_comparisons(bones, gain=0.03, without=()):
                 rows += [
                     named | {"bone": bone, "scope": "bone"} | (same if bone in alike else known) for bone in bones[:-1]
                 ]
-                absent = {"difference": None, "ci95": None, "p": None, "why": "one class only"}
+                absent = {"difference": None, "ci95": None, "p": None, "reason": "one class only"}
                 rows.append(named | {"bone": bones[-1], "scope": "bone"} | absent)
     return rows
 
@@ -77,7 +77,7 @@ def make_report(
     without=None,
     paper=None,
     audit=NO_AUDIT,
-    refits=None,
+    replicates=None,
     candidates=None,
     config=None,
 ):
@@ -90,9 +90,9 @@ def make_report(
     level = {"macro_f1": 0.97, "accuracy": 0.98, "confusion": confusion}
     choice = {"target": "baseline", "recipe": "mlp_probe", "trial": "baseline/mlp_probe/000", "lr_schedule": "cosine"}
     dev = dict.fromkeys(METRICS, 0.75)
-    why = "baseline: paired dev gain in auroc over the best baseline -0.0066, standard error 0.0108"
+    reason = "baseline: paired dev gain in auroc over the best baseline -0.0066, standard error 0.0108"
     searches, states = list_searches(bones), {"COMPLETE": 2, "PRUNED": 1}
-    data = {"name": "ward", "kind": "csv", "is_phantom": is_phantom, "notes": ["/wards/jane/films/a.csv is Latin-1"]}
+    data = {"name": "ward", "kind": "csv", "is_phantom": is_phantom, "notes": ["/wards/jane/images/a.csv is Latin-1"]}
     return {
         "schema": 1,
         "run": {
@@ -116,14 +116,14 @@ def make_report(
             "weights": "file r18.pt",
             "runtime": {"runtime": "torch", "precision": "bfloat16", "device": "cpu"},
             "searches": {
-                s: {"trials": 3, "epochs": 11, "max_epochs": 5, "updates_per_epoch": 15, "states": states}
+                s: {"trials": 3, "epochs": 11, "max_epochs": 5, "steps_per_epoch": 15, "states": states}
                 for s in searches
             },
             "failed_searches": failed or {},
             "bones_without_specialist": {bones[-1]: "81 normal and 10 abnormal images in train"} | (without or {}),
             "files_not_decoded": 1,
             "audit": audit,
-            "refits": refits or {},
+            "replicates": replicates or {},
         },
         "data": data
         | {
@@ -133,8 +133,8 @@ def make_report(
         },
         "router": {"classes": list(bones), "image": level, "study": level} | chosen if with_router else None,
         "systems": dict.fromkeys(SYSTEM_NAMES, system),
-        "served": {
-            bone: choice | {"lr": 0.000067, "dev": dev, "threshold": 0.384, "temperature": 1.07, "why": why}
+        "selected": {
+            bone: choice | {"lr": 0.000067, "dev": dev, "threshold": 0.384, "temperature": 1.07, "reason": reason}
             for bone in bones
         },
         "comparisons": make_comparisons(bones, without=without or {}),
@@ -148,15 +148,15 @@ PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQV
 def make_exploration(bones, data):
     spread = {"minimum": 20, "lower": 40.5, "median": 60, "upper": 80, "maximum": 120}
     measures = {"images": 1200, "modes": {"L": 1000, "RGB": 200}}
-    measures |= dict.fromkeys(("width_px", "height_px", "mean_grey"), spread)
-    film = {"width_px": 120, "height_px": 20, "mode": "RGB", "file": "000.png"}
+    measures |= dict.fromkeys(("width_px", "height_px", "mean_gray"), spread)
+    image = {"width_px": 120, "height_px": 20, "mode": "RGB", "file": "000.png"}
     return {
         "data": data,
         "overall": measures,
         "by_bone": dict.fromkeys(sorted(bones), measures),
         "size_step_px": 4,
         "sizes": [{"width_px": 120, "height_px": 20, "images": 1200}],
-        "samples": [{"bone": bone, "label": label} | film for bone in bones for label in ("normal", "abnormal")],
+        "samples": [{"bone": bone, "label": label} | image for bone in bones for label in ("normal", "abnormal")],
     }
 
 
@@ -195,7 +195,7 @@ def make_predictions(bones, rows_per_bone=40):
     generator = np.random.default_rng(0)
     bone = np.repeat(np.array(bones, dtype=object), rows_per_bone)
     label = generator.integers(0, 2, len(bone)) * (bone != bones[-1])
-    table = pd.DataFrame({"path": "films/a.png", "bone": bone, "patient": PATIENT, "study": "s", "label": label})
+    table = pd.DataFrame({"path": "images/a.png", "bone": bone, "patient": PATIENT, "study": "s", "label": label})
     for system in SYSTEM_NAMES:
         table[f"p_{system}"] = np.clip(0.3 * label + generator.uniform(0, 0.7, len(bone)), 0, 1)
         table[f"threshold_{system}"] = 0.5
@@ -208,7 +208,7 @@ def write_run(root, bones=("hand", "leg", "hip"), *, num_trials=3, num_epochs=5,
     searches = [search for search in list_searches(bones) if search not in report["run"]["failed_searches"]]
     winner = {"lr_schedule": "step", "lr": 0.01671, "weight_decay": 8.3, "num_epochs": 5, "score": 0.83}
     winner |= {} if kept_epoch is None else {"kept_epoch": kept_epoch}
-    write_json(rundir.served, {"winners": {search: winner | {"trial": f"{search}/000"} for search in searches}})
+    write_json(rundir.selected, {"winners": {search: winner | {"trial": f"{search}/000"} for search in searches}})
     write_json(rundir.report_json, report)
     write_json(rundir.exploration, make_exploration(bones, report["data"]))
     rundir.samples.mkdir(parents=True)
@@ -296,7 +296,7 @@ def check_layout(rundir, profile):
 
 
 def measure(root, profile):
-    """Let headless Chromium lay out probe.html and give what it measured."""
+    """Let headless Chromium lay out probe.html and return what it measured."""
     handler = functools.partial(QuietHandler, directory=root)
     with socketserver.TCPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -351,10 +351,10 @@ def make_audited(*gains):
     ]
 
 
-def make_refit(shipped):
+def make_replicate(shipped):
     scores = [0.801, 0.812, 0.79]
-    refit = {"searched_score": 0.834, "seeds": [11, 12, 13], "scores": scores, "mean": 0.801, "sd": 0.011}
-    return refit | {"shipped": [f"{SEARCH}/refit/{seed}" for seed in shipped]}
+    replicate = {"searched_score": 0.834, "seeds": [11, 12, 13], "scores": scores, "mean": 0.801, "sd": 0.011}
+    return replicate | {"shipped": [f"{SEARCH}/replicate/{seed}" for seed in shipped]}
 
 
 SEARCH = "baseline/mlp_probe"
@@ -365,5 +365,5 @@ SPECIALIST = "specialists_two_stage_probe_oracle"
 
 def make_paper_row(section, system, bone, published, ours, *, num_images=90):
     named = {"section": section, "system": system, "description": f"what {system} is", "bone": bone}
-    figures = {"published": published, "ours": ours, "auroc": ours, "n_images": num_images}
+    figures = {"published": published, "ours": ours, "auroc": ours, "num_images": num_images}
     return named | figures | {"unit": "image", "metric": "accuracy at 0.5"}

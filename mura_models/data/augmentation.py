@@ -1,7 +1,7 @@
-"""Random changes to whole batches of films, on the device that trains: no Python an image, no generator that lives on.
+"""Random changes to whole batches of images, on the device that trains: no Python an image, no generator that lives on.
 
 The paper's two (flip, autocontrast) are those of preprocessing.py. The others are for training whole networks: rotation
-(Stanford turned films by up to 30 degrees), zoom with shift, contrast and brightness.
+(Stanford turned images by up to 30 degrees), zoom with shift, contrast and brightness.
 """
 
 import math
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mura_models.data.preprocessing import OUTCOMES, apply_outcome
+from mura_models.data.preprocessing import VIEWS, apply_view
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """How far films are changed; 0 is not at all."""
+    """How far images are changed; 0 is not at all."""
 
     rotation_degrees: float = 0.0
     zoom: float = 0.0
@@ -31,19 +31,19 @@ class Augmentation:
         return bool(self.rotation_degrees or self.zoom)
 
 
-def augment(films_BHW: Tensor, outcomes_B: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Change uint8 films at random: uint8, or float32 in [0, 1] where more than the paper's two changes are asked for.
+def augment(images_BHW: Tensor, views_B: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
+    """Change uint8 images at random: uint8, or float32 in [0, 1] where more than the paper's two changes are asked for.
 
-    `outcomes_B` numbers each film's outcome of the paper's two augmentations (preprocessing.OUTCOMES); `rng` gives
+    `outcomes_B` numbers each image's view of the paper's two augmentations (preprocessing.OUTCOMES); `rng` gives
     the rest, the same numbers whatever the device.
     """
-    flips_B, contrasts_B = np.array(OUTCOMES)[outcomes_B].T
-    films_BHW = _where(flips_B, apply_outcome(films_BHW, True, False), films_BHW)
+    flips_B, contrasts_B = np.array(VIEWS)[views_B].T
+    images_BHW = _where(flips_B, apply_view(images_BHW, True, False), images_BHW)
     if contrasts_B.any():
-        films_BHW = _where(contrasts_B, apply_outcome(films_BHW, False, True), films_BHW)
+        images_BHW = _where(contrasts_B, apply_view(images_BHW, False, True), images_BHW)
     if not (augmentation.is_geometric or augmentation.contrast):
-        return films_BHW
-    changed_BHW = films_BHW.float() / 255
+        return images_BHW
+    changed_BHW = images_BHW.float() / 255
     if augmentation.is_geometric:
         changed_BHW = _move(changed_BHW, augmentation, rng)
     if augmentation.contrast:
@@ -56,25 +56,25 @@ def _where(mask_B: np.ndarray, first_BHW: Tensor, second_BHW: Tensor) -> Tensor:
     return torch.where(mask_B11, first_BHW, second_BHW)
 
 
-def _move(films_BHW: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Turn, scale and shift every film by its own draw; what comes in from outside is black."""
-    num_films = len(films_BHW)
-    angle_B = np.deg2rad(rng.uniform(-1, 1, num_films) * augmentation.rotation_degrees)
-    scale_B = np.exp(rng.uniform(-1, 1, num_films) * math.log1p(augmentation.zoom))
-    shift_B2 = rng.uniform(-1, 1, (num_films, 2)) * augmentation.zoom  # the grid is 2 wide: half of it a side
+def _move(images_BHW: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
+    """Turn, scale and shift every image by its own draw; what comes in from outside is black."""
+    num_images = len(images_BHW)
+    angle_B = np.deg2rad(rng.uniform(-1, 1, num_images) * augmentation.rotation_degrees)
+    scale_B = np.exp(rng.uniform(-1, 1, num_images) * math.log1p(augmentation.zoom))
+    shift_B2 = rng.uniform(-1, 1, (num_images, 2)) * augmentation.zoom  # the grid is 2 wide: half of it a side
     cos_B, sin_B = np.cos(angle_B) / scale_B, np.sin(angle_B) / scale_B
     theta_B23 = np.stack([cos_B, -sin_B, shift_B2[:, 0], sin_B, cos_B, shift_B2[:, 1]], axis=1).reshape(-1, 2, 3)
-    theta = torch.from_numpy(theta_B23).to(films_BHW)
-    size = (num_films, 1, *films_BHW.shape[1:])
+    theta = torch.from_numpy(theta_B23).to(images_BHW)
+    size = (num_images, 1, *images_BHW.shape[1:])
     grid = functional.affine_grid(theta, list(size), align_corners=False)
-    moved_B1HW = functional.grid_sample(films_BHW[:, None], grid, mode="bilinear", align_corners=False)
+    moved_B1HW = functional.grid_sample(images_BHW[:, None], grid, mode="bilinear", align_corners=False)
     return moved_B1HW[:, 0]
 
 
-def _change_contrast(films_BHW: Tensor, amount: float, rng: np.random.Generator) -> Tensor:
-    """Stretch or squeeze every film's greys around its mean, and brighten or darken it."""
-    drawn_2B = torch.from_numpy(1 + amount * rng.uniform(-1, 1, (2, len(films_BHW)))).to(films_BHW)
+def _change_contrast(images_BHW: Tensor, amount: float, rng: np.random.Generator) -> Tensor:
+    """Stretch or squeeze every image's greys around its mean, and brighten or darken it."""
+    drawn_2B = torch.from_numpy(1 + amount * rng.uniform(-1, 1, (2, len(images_BHW)))).to(images_BHW)
     factor_B11, brightness_B11 = drawn_2B[:, :, None, None]
-    mean_B11 = films_BHW.mean(dim=(1, 2), keepdim=True)
-    changed_BHW: Tensor = (films_BHW - mean_B11) * factor_B11 + mean_B11 * brightness_B11
+    mean_B11 = images_BHW.mean(dim=(1, 2), keepdim=True)
+    changed_BHW: Tensor = (images_BHW - mean_B11) * factor_B11 + mean_B11 * brightness_B11
     return changed_BHW.clamp(0, 1)

@@ -1,7 +1,7 @@
-"""The store: every film of a data set decoded and resized once, in one memory-mapped array, in the cache.
+"""The store: every image of a data set decoded and resized once, in one memory-mapped array, in the cache.
 
-A row is known by the digest of its file's bytes, so labels, splits and the order of the rows may change without a film
-being decoded again, and a film that occurs twice is decoded once. Embeddings lie beside in the same manner.
+A row is known by the digest of its file's bytes, so labels, splits and the order of the rows may change without an image
+being decoded again, and an image that occurs twice is decoded once. Embeddings lie beside in the same manner.
 """
 
 import fcntl
@@ -18,11 +18,11 @@ import numpy as np
 
 from mura_models.storage import (
     UNFINISHED,
-    folder_beside,
+    atomic_write,
     remove_unfinished,
     replace_folder,
-    told_as_storage_error,
-    whole_file,
+    storage_errors,
+    temporary_sibling,
 )
 
 SCHEMA = 1
@@ -41,13 +41,13 @@ class CachedArray:
     """An array with a row a digest; `failures` says why a digest has none."""
 
     rows: np.ndarray
-    """Memory-mapped, read-only: films uint8 [n, S, S], or embeddings float16 [n, O, D]."""
+    """Memory-mapped, read-only: images uint8 [n, S, S], or embeddings float16 [n, V, D]."""
     digests: tuple[str, ...]
     """Sorted."""
     failures: dict[str, str]
 
     def find(self, digests: Iterable[str]) -> np.ndarray:
-        """Give the rows of these digests. Raises KeyError for one that is not there."""
+        """Return the rows of these digests. Raises KeyError for one that is not there."""
         places = {digest: row for row, digest in enumerate(self.digests)}
         return np.array([places[digest] for digest in digests], dtype=np.int64)
 
@@ -93,7 +93,7 @@ def write_cached(
 
     Raises StorageError where the disk is full or fails, ValueError where a row never came.
     """
-    with told_as_storage_error(folder), _making(folder) as making:
+    with storage_errors(folder), _making(folder) as making:
         if not _is_finished(making, digests, row_shape, dtype):
             filling = _Filling(making, digests, row_shape, dtype)
             for names, content, failed in produce(filling.left):
@@ -119,7 +119,7 @@ def _making(folder: Path) -> Iterator[Path]:
         if _lock(handle, shared):
             yield shared
         else:
-            with folder_beside(folder) as own:
+            with temporary_sibling(folder) as own:
                 yield own
     finally:
         os.close(handle)
@@ -182,13 +182,13 @@ class _Filling:
         kept = [digest for digest in self._places if digest not in self._failures]
         index = {"schema": SCHEMA, "digests": kept, "failures": self._failures}
         (self._folder / ROWS).unlink(missing_ok=True)  # of a finished entry that was damaged
-        with whole_file(self._folder / INDEX) as aside:
-            aside.write_text(json.dumps(index), encoding="utf-8")
+        with atomic_write(self._folder / INDEX) as partial:
+            partial.write_text(json.dumps(index), encoding="utf-8")
         _keep_rows(self._folder, self._rows, [self._places[digest] for digest in kept])
 
 
 def _is_finished(making: Path, digests: Sequence[str], row_shape: tuple[int, ...], dtype: str) -> bool:
-    """Tell whether a writer was stopped after it had finished the entry, and before others could open it."""
+    """Return whether a writer was stopped after it had finished the entry, and before others could open it."""
     entry = open_cached(making)
     return (
         entry is not None
@@ -207,7 +207,7 @@ def _publish(making: Path, folder: Path) -> None:
 
 
 def _read_log(path: Path) -> list[tuple[list[str], dict[str, str]]]:
-    """Give the parts that a stopped writer had made safe; a last line cut short counts as none."""
+    """Return the parts that a stopped writer had made safe; a last line cut short counts as none."""
     parts = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
@@ -251,7 +251,7 @@ def _take_room(path: Path) -> None:
 
 
 def _keep_rows(folder: Path, rows: np.memmap, kept: list[int]) -> None:
-    """Make the array of the rows that are kept: all of them, unless a film failed."""
+    """Make the array of the rows that are kept: all of them, unless an image failed."""
     array = folder / "all.npy"
     if len(kept) < len(rows):
         array = folder / "kept.npy"

@@ -96,7 +96,7 @@ def _make_correction(row: int, cells: dict[str, str]) -> Correction:
 
 
 def correct_labels(listing: Listing, corrections: Corrections) -> tuple[Listing, CorrectionSummary]:
-    """Give the listing with corrected labels, and what was changed.
+    """Return the listing with corrected labels, and what was changed.
 
     A row whose images are all in the quarantine changes nothing. Raises DataError for a row that matches nothing,
     and for two rows that give one image different labels.
@@ -137,7 +137,7 @@ Name = tuple[str, str]
 
 
 def _index_names(rows: pd.DataFrame) -> dict[Name, list[int]]:
-    """Give every name that a correction may use -> places of its images."""
+    """Return every name that a correction may use -> places of its images."""
     by_name: defaultdict[Name, list[int]] = defaultdict(list)
     columns = (rows[column] for column in ("path", "patient", "bone", "study"))
     for place, (path, patient, bone, study) in enumerate(zip(*columns, strict=True)):

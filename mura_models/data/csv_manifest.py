@@ -24,7 +24,10 @@ SPLIT_PARTS = 5  # without a split column, one part in five of the patients is t
 SPLIT_SEED = 0
 MAX_TABLE_BYTES = 2**28  # chosen by us: MURA's longest is 4 MB
 _MEASURED = ["file", "digest", "width", "height", "mode"]  # read from the files, never from the table
-_CONTRADICTING = ("label", "split")  # a film with two of these is no duplicate but a contradiction: scan.py rules on it
+_CONTRADICTING = (
+    "label",
+    "split",
+)  # an image with two of these is no duplicate but a contradiction: scan.py rules on it
 _BREAKS = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"  # what would break a line of the terminal, or worse
 
 
@@ -92,7 +95,7 @@ def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def split_lines(text: str) -> list[str]:
-    """Give the lines that are not blank, stripped. Unlike `splitlines`, keeps names whole that hold other breaks."""
+    """Return the lines that are not blank, stripped. Unlike `splitlines`, keeps names whole that hold other breaks."""
     return [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
 
 

@@ -124,7 +124,7 @@ def read_predict_input(path: Path) -> DataSet:
     else:
         dataset = _make_dataset(_make_slug(path), "folder", check_files(_list_folder(path)))
     if dataset.manifest.empty:
-        raise DataError(f"{path}: no image that can be read{_summarise(dataset.quarantine)}")
+        raise DataError(f"{path}: no image that can be read{_summarize(dataset.quarantine)}")
     return dataset
 
 
@@ -232,14 +232,14 @@ def _check_usable(dataset: DataSet, path: Path) -> DataSet:
     manifest = dataset.manifest
     for split in ("train", "test"):
         if not (manifest["split"] == split).any():
-            raise DataError(f"{path}: no usable {split} image{_summarise(dataset.quarantine)}")
+            raise DataError(f"{path}: no usable {split} image{_summarize(dataset.quarantine)}")
     labels = manifest["label"][manifest["split"] == "train"].unique()
     if len(labels) < 2:
         raise DataError(f"{path}: every train image has label {labels[0]}: both 0 and 1 are needed")
     return dataset
 
 
-def _summarise(quarantine: pd.DataFrame) -> str:
+def _summarize(quarantine: pd.DataFrame) -> str:
     """Say how many rows were left out, and the most frequent reason."""
     if quarantine.empty:
         return ""

@@ -12,7 +12,7 @@ from mura_models.errors import DataError
 def assign_folds(manifest: pd.DataFrame, *, num_folds: int, seed: int) -> NDArray[np.int16]:
     """Return a fold from 0 to num_folds - 1 for every train row, -1 for every test row.
 
-    A patient is in one fold only, over all bones, and so are patients who share a film (the same `digest`, where
+    A patient is in one fold only, over all bones, and so are patients who share an image (the same `digest`, where
     there is that column). Folds that the manifest gives stay; the other patients fill the folds of which none is given
     (all, where all are given). Each bone and label is spread as evenly as whole patients allow. The same for any order
     of rows.
@@ -27,7 +27,7 @@ def assign_folds(manifest: pd.DataFrame, *, num_folds: int, seed: int) -> NDArra
     counts = _count_strata(train[~train["group"].isin(given.index)])
     if len(counts) < len(free):
         raise DataError(
-            f"{len(counts)} train patients without a given fold for {len(free)} folds (those who share a film count as "
+            f"{len(counts)} train patients without a given fold for {len(free)} folds (those who share an image count as "
             "one): ask for fewer folds"
         )
     targets = np.array(free or range(num_folds))
@@ -38,11 +38,11 @@ def assign_folds(manifest: pd.DataFrame, *, num_folds: int, seed: int) -> NDArra
 
 
 def _group_patients(train: pd.DataFrame) -> "pd.Series[str]":
-    """Return patient -> the first of the patients who share films, directly or through others; mostly itself."""
+    """Return patient -> the first of the patients who share images, directly or through others; mostly itself."""
     codes, patients = pd.factorize(train["patient"], sort=True)
-    films = pd.factorize(train["digest"])[0] if "digest" in train else np.arange(len(train))
+    images = pd.factorize(train["digest"])[0] if "digest" in train else np.arange(len(train))
     size = len(patients) + len(train)
-    edges = coo_array((np.ones(len(train)), (codes, len(patients) + films)), shape=(size, size))
+    edges = coo_array((np.ones(len(train)), (codes, len(patients) + images)), shape=(size, size))
     component = connected_components(edges, directed=False)[1][: len(patients)]
     return pd.Series(patients, index=patients).groupby(component).transform("first")
 
@@ -61,7 +61,7 @@ def _read_given(train: pd.DataFrame, num_folds: int) -> "pd.Series[int]":
                 f"patient '{patient}' has folds {first} and {last}: give all rows of a patient the same fold"
             )
         raise DataError(
-            f"patients '{patient}' and '{other}' share a film and have folds {first} and {last}: give both the same"
+            f"patients '{patient}' and '{other}' share an image and have folds {first} and {last}: give both the same"
         )
     if len(by_group) and by_group["max"].max() >= num_folds:
         raise DataError(f"fold {by_group['max'].max()} is given: with {num_folds} folds, 0 to {num_folds - 1} exist")

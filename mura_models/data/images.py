@@ -92,11 +92,11 @@ class ImageHeader(NamedTuple):
     """In pixels, after EXIF rotation, as the height."""
     height: int
     mode: str
-    """The colour mode as Pillow names it: L, RGB, I;16, ..."""
+    """The color mode as Pillow names it: L, RGB, I;16, ..."""
 
 
 def inspect_image(data: bytes, suffix: str) -> ImageHeader:
-    """Return size and colour mode from the header alone.
+    """Return size and color mode from the header alone.
 
     suffix: of the file's name, with its dot, in either case.
 
@@ -122,10 +122,10 @@ def decode_image(data: bytes, suffix: str) -> NDArray[np.uint8]:
         # Only TIFF reads its metadata again here; the others decode side by side.
         with _ignore_warnings() if isinstance(image, TiffImageFile) else nullcontext():
             image.load()
-        grey_HW = _to_grey(image)
+        gray_HW = _to_gray(image)
     except _DAMAGE as error:
         raise ImageError(_name_damage(error)) from error
-    return np.ascontiguousarray(_turn(grey_HW, _read_orientation(image, data)))
+    return np.ascontiguousarray(_turn(gray_HW, _read_orientation(image, data)))
 
 
 def _open_image(data: bytes, suffix: str) -> Image.Image:
@@ -154,7 +154,7 @@ def _name_damage(error: BaseException) -> str:
     return "truncated" if is_short else "damaged"
 
 
-def _to_grey(image: Image.Image) -> NDArray[np.uint8]:
+def _to_gray(image: Image.Image) -> NDArray[np.uint8]:
     """Return one channel of 8 bits, not yet turned."""
     if image.mode == "F":
         raise ImageError("unsupported pixels: floating point has no full scale")
@@ -182,20 +182,20 @@ def _scale_16_bits(image: Image.Image) -> NDArray[np.uint8]:
 
 # EXIF orientation -> the upright image (EXIF 2.3, tag 0x0112).
 _TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
-    2: lambda grey_HW: grey_HW[:, ::-1],
-    3: lambda grey_HW: grey_HW[::-1, ::-1],
-    4: lambda grey_HW: grey_HW[::-1],
-    5: lambda grey_HW: grey_HW.T,
-    6: lambda grey_HW: grey_HW[::-1].T,
-    7: lambda grey_HW: grey_HW[::-1, ::-1].T,
-    8: lambda grey_HW: grey_HW.T[::-1],
+    2: lambda gray_HW: gray_HW[:, ::-1],
+    3: lambda gray_HW: gray_HW[::-1, ::-1],
+    4: lambda gray_HW: gray_HW[::-1],
+    5: lambda gray_HW: gray_HW.T,
+    6: lambda gray_HW: gray_HW[::-1].T,
+    7: lambda gray_HW: gray_HW[::-1, ::-1].T,
+    8: lambda gray_HW: gray_HW.T[::-1],
 }
 _TURNED = (5, 6, 7, 8)  # width and height change places
 
 
-def _turn(grey_HW: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def _turn(gray_HW: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     turn = _TURNS.get(orientation)
-    return grey_HW if turn is None else turn(grey_HW)
+    return gray_HW if turn is None else turn(gray_HW)
 
 
 def _read_orientation(image: Image.Image, data: bytes) -> int:

@@ -54,7 +54,7 @@ def _is_tree(folder: Path) -> bool:
 
 
 def is_phantom_tree(root: Path) -> bool:
-    """Tell whether the tree was written by the phantom generator."""
+    """Return whether the tree was written by the phantom generator."""
     return (root.parent / "phantom.json").is_file()
 
 
@@ -80,7 +80,7 @@ def list_mura(root: Path) -> Listing:
 
 
 def _finish(listing: Listing, root: Path) -> Listing:
-    """Give the rows their files and types, and leave out what names alone condemn."""
+    """Return the rows their files and types, and leave out what names alone condemn."""
     rows = listing.rows
     real_root = os.path.realpath(root)
     files = [os.path.join(root.absolute(), relative) for relative in rows["relative"]]  # noqa: PTH118, 40,005 of them

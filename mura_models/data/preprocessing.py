@@ -1,6 +1,6 @@
 """The paper's preprocessing and augmentations, the only copy: resized on the CPU, then batched on the device.
 
-A film stays one channel until it is normalised: the same pixels as the paper's three equal channels, for a
+An image stays one channel until it is normalised: the same pixels as the paper's three equal channels, for a
 third of the work.
 """
 
@@ -18,15 +18,15 @@ from mura_models.errors import ConfigError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# (flip, autocontrast), each drawn with probability 0.5 in the paper: four outcomes a film, the first plain.
-OUTCOMES = ((False, False), (True, False), (False, True), (True, True))
+# (flip, autocontrast), each drawn with probability 0.5 in the paper: four views an image, the first plain.
+VIEWS = ((False, False), (True, False), (False, True), (True, True))
 
 ResizeMode = Literal["stretch", "pad"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Say how a film becomes a square: `stretch` is the paper's, `pad` keeps the aspect ratio on black."""
+    """Say how an image becomes a square: `stretch` is the paper's, `pad` keeps the aspect ratio on black."""
 
     image_size_px: int = 256
     resize: ResizeMode = "stretch"
@@ -43,7 +43,7 @@ class Preprocessing:
 
 
 def resize_image(image_HW: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Resize one grey film to a square, bilinear with antialias, as torchvision does on a Pillow image."""
+    """Resize one grey image to a square, bilinear with antialias, as torchvision does on a Pillow image."""
     size = (preprocessing.image_size_px, preprocessing.image_size_px)
     image = Image.fromarray(image_HW)
     if preprocessing.resize == "stretch":
@@ -53,8 +53,8 @@ def resize_image(image_HW: NDArray[np.uint8], preprocessing: Preprocessing) -> N
     return np.asarray(square)
 
 
-def apply_outcome(images_BHW: torch.Tensor, flip: bool, autocontrast: bool) -> torch.Tensor:
-    """Give uint8 films as one outcome of the augmentations leaves them, each film on its own contrast."""
+def apply_view(images_BHW: torch.Tensor, flip: bool, autocontrast: bool) -> torch.Tensor:
+    """Return uint8 images as one view of the augmentations leaves them, each image on its own contrast."""
     images_B1HW = images_BHW.unsqueeze(1)
     if flip:
         images_B1HW = transforms.horizontal_flip(images_B1HW)
@@ -64,15 +64,15 @@ def apply_outcome(images_BHW: torch.Tensor, flip: bool, autocontrast: bool) -> t
 
 
 def autocontrast_changes(images_BHW: torch.Tensor) -> torch.Tensor:
-    """Say of each film whether autocontrast alters a pixel: not if it is flat or spans 0 to 255."""
-    return (apply_outcome(images_BHW, False, True) != images_BHW).flatten(1).any(dim=1)
+    """Say of each image whether autocontrast alters a pixel: not if it is flat or spans 0 to 255."""
+    return (apply_view(images_BHW, False, True) != images_BHW).flatten(1).any(dim=1)
 
 
-def normalise(images_BHW: torch.Tensor) -> torch.Tensor:
-    """Turn films, uint8 or float in [0, 1], into float32 [B, 3, H, W]: grey replicated, ImageNet mean and deviation."""
+def normalize(images_BHW: torch.Tensor) -> torch.Tensor:
+    """Turn images, uint8 or float in [0, 1], into float32 [B, 3, H, W]: grey replicated, ImageNet mean and deviation."""
     images_B3HW = images_BHW.unsqueeze(1).expand(-1, 3, -1, -1)
     scaled_B3HW = transforms.to_dtype(images_B3HW, torch.float32, scale=True)
-    normalised_B3HW: torch.Tensor = transforms.normalize(
+    normalized_B3HW: torch.Tensor = transforms.normalize(
         scaled_B3HW, list(IMAGENET_MEAN), list(IMAGENET_STD), inplace=not images_BHW.is_floating_point()
     )
-    return normalised_B3HW
+    return normalized_B3HW

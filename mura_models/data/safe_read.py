@@ -36,7 +36,7 @@ def check_is_there(path: Path, *, wanted: str) -> None:
 
 
 def is_text(name: str | os.PathLike[str]) -> bool:
-    """Tell whether a name can be written into a table: on a disk, names are bytes, and not all of them are UTF-8."""
+    """Return whether a name can be written into a table: on a disk, names are bytes, and not all of them are UTF-8."""
     try:
         os.fspath(name).encode()
     except UnicodeEncodeError:
@@ -50,5 +50,5 @@ def to_text(name: str | os.PathLike[str]) -> str:
 
 
 def explain(error: Exception) -> str:
-    """Give the system's own words for why a file cannot be read, without its path."""
+    """Return the system's own words for why a file cannot be read, without its path."""
     return getattr(error, "strerror", None) or str(error)

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from mura_models.data.images import inspect_image
 from mura_models.data.safe_read import explain, read_file
 from mura_models.errors import ImageError, StorageError
-from mura_models.storage import PATIENCE_S, RETRY_EVERY_S, is_server_trouble, repeat_patiently
+from mura_models.storage import RETRY_EVERY_S, RETRY_TIMEOUT_S, is_server_trouble, retry
 
-MAX_FILM_BYTES = 2**30
-"""More than any film of MAX_PIXELS needs: 16 bits of four channels, uncompressed, are 0.7 GB."""
+MAX_IMAGE_BYTES = 2**30
+"""More than any image of MAX_PIXELS needs: 16 bits of four channels, uncompressed, are 0.7 GB."""
 
 
 DISK_PATIENCE_S = 15.0
@@ -91,12 +91,12 @@ _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 def read_facts(file: str) -> FileFacts:
-    """Read one file: its SHA-256, and the image's size and colour mode."""
+    """Read one file: its SHA-256, and the image's size and color mode."""
     path = Path(file)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return FileFacts("not a file")
-        data = read_file(path, max_bytes=MAX_FILM_BYTES)
+        data = read_file(path, max_bytes=MAX_IMAGE_BYTES)
         header = inspect_image(data, path.suffix)
     except ImageError as error:
         return FileFacts(str(error))
@@ -137,15 +137,15 @@ def check_files(
 
 
 def _await_server(file: str) -> FileFacts:
-    """Read a file once its file server is back: good films left out would make it another data set."""
+    """Read a file once its file server is back: good images left out would make it another data set."""
 
     def read() -> FileFacts:
         found = read_facts(file)
         if found.trouble == "server":
-            raise StorageError(f"a film's {found.reason}; once it can, the same command continues")
+            raise StorageError(f"an image's {found.reason}; once it can, the same command continues")
         return found
 
-    return repeat_patiently(read, patience_s=PATIENCE_S)
+    return retry(read, patience_s=RETRY_TIMEOUT_S)
 
 
 def _read_again(files: Sequence[str], facts: list[FileFacts]) -> None:
@@ -156,7 +156,7 @@ def _read_again(files: Sequence[str], facts: list[FileFacts]) -> None:
             if time.monotonic() >= end:
                 return
             facts[place] = _await_server(files[place])
-            if facts[place].trouble != "disk":  # a server that is coming back: all of its films are worth the time
+            if facts[place].trouble != "disk":  # a server that is coming back: all of its images are worth the time
                 end = time.monotonic() + DISK_PATIENCE_S
         time.sleep(RETRY_EVERY_S)
 
@@ -164,21 +164,21 @@ def _read_again(files: Sequence[str], facts: list[FileFacts]) -> None:
 def apply_rules(listing: Listing, *, study_columns: Sequence[str]) -> Listing:
     """Leave out what would make a figure dishonest.
 
-    A study with two labels goes; of a patient or a film in train and test the train rows go; a film that still has
-    two labels goes; a bone that train does not hold goes from test. A film is known by its bytes, not by its name.
+    A study with two labels goes; of a patient or an image in train and test the train rows go; an image that still has
+    two labels goes; a bone that train does not hold goes from test. An image is known by its bytes, not by its name.
 
     study_columns: the columns that make a study one.
     """
     rows = listing.rows
     num_labels = rows.groupby(list(study_columns))["label"].transform("nunique")
     listing = listing.leave_out(np.where(num_labels > 1, "study carries two labels", ""))
-    for column, reason in (("patient", "patient also in test"), ("digest", "same film also in test")):
+    for column, reason in (("patient", "patient also in test"), ("digest", "same image also in test")):
         rows = listing.rows
         is_train = rows["split"] == "train"
         leaks = is_train & rows[column].isin(rows[column][~is_train])
         listing = listing.leave_out(np.where(leaks, reason, ""))
     num_labels = listing.rows.groupby("digest")["label"].transform("nunique")
-    listing = listing.leave_out(np.where(num_labels > 1, "same film under two labels", ""))
+    listing = listing.leave_out(np.where(num_labels > 1, "same image under two labels", ""))
     rows = listing.rows
     is_known = rows["bone"].isin(rows["bone"][rows["split"] == "train"])
     return listing.leave_out(np.where(is_known, "", "bone not in train"))
@@ -190,5 +190,5 @@ def is_junk(name: str) -> bool:
 
 
 def leads_outside(file: str, real_root: str) -> bool:
-    """Tell whether a file, links followed, lies outside `real_root`, itself free of links."""
+    """Return whether a file, links followed, lies outside `real_root`, itself free of links."""
     return os.path.commonpath([os.path.realpath(file), real_root]) != real_root

@@ -1,6 +1,6 @@
-"""The data before anything is trained: sizes, colour modes and exposure by bone, and a few train films.
+"""The data before anything is trained: sizes, color modes and exposure by bone, and a few train images.
 
-Sizes and colour modes are those of the files; exposure is the mean grey level of the film in the store.
+Sizes and color modes are those of the files; exposure is the mean grey level of the image in the store.
 """
 
 import math
@@ -17,10 +17,10 @@ from mura_models.data.cache import CachedArray
 from mura_models.data.preprocessing import Preprocessing
 
 NUM_SAMPLES = 4
-"""Films a bone and label, each of another patient (chosen by us)."""
+"""Images a bone and label, each of another patient (chosen by us)."""
 THUMBNAIL_PX = 96
-FILMS_PER_CHUNK = 512
-"""Read from the store at once: 32 MiB of films of 256 px."""
+IMAGES_PER_CHUNK = 512
+"""Read from the store at once: 32 MiB of images of 256 px."""
 NUM_GRID_STEPS = 32
 LABEL_NAMES = ("normal", "abnormal")
 
@@ -44,7 +44,7 @@ class Measures:
     images: int
     width_px: Quantiles
     height_px: Quantiles
-    mean_grey: Quantiles
+    mean_gray: Quantiles
     """0 = black, 255 = white."""
     modes: dict[str, int]
     """Colour mode as Pillow names it -> images, the most frequent first."""
@@ -61,7 +61,7 @@ class SizeCell:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One train film, small, in the proportions of its file."""
+    """One train image, small, in the proportions of its file."""
 
     bone: str
     label: str
@@ -82,28 +82,28 @@ class Exploration:
     samples: tuple[Sample, ...]
 
 
-def explore(manifest: pd.DataFrame, films: CachedArray, preprocessing: Preprocessing, *, seed: int) -> Exploration:
+def explore(manifest: pd.DataFrame, images: CachedArray, preprocessing: Preprocessing, *, seed: int) -> Exploration:
     """Measure every image of a manifest and draw samples from its train rows.
 
-    films: the store of these images, made under this preprocessing.
+    images: the store of these images, made under this preprocessing.
     """
-    rows = manifest.assign(mean_grey=measure_grey(films)[films.find(manifest["digest"])])
+    rows = manifest.assign(mean_gray=measure_gray(images)[images.find(manifest["digest"])])
     step_px = max(1, math.ceil(rows[["width", "height"]].to_numpy().max() / NUM_GRID_STEPS))
     return Exploration(
         overall=_measure(rows),
         by_bone={str(bone): _measure(part) for bone, part in rows.groupby("bone")},
         size_step_px=step_px,
         sizes=tuple(_count_sizes(rows, step_px)),
-        samples=tuple(_draw_samples(manifest, films, preprocessing, seed)),
+        samples=tuple(_draw_samples(manifest, images, preprocessing, seed)),
     )
 
 
-def measure_grey(films: CachedArray) -> NDArray[np.float64]:
-    """Return the mean grey level of every film of a store, read a part at a time."""
-    means_N = np.empty(len(films.rows))
-    for start in range(0, len(films.rows), FILMS_PER_CHUNK):
-        chunk_BHW = films.rows[start : start + FILMS_PER_CHUNK]
-        means_N[start : start + FILMS_PER_CHUNK] = chunk_BHW.mean(axis=(1, 2))
+def measure_gray(images: CachedArray) -> NDArray[np.float64]:
+    """Return the mean grey level of every image of a store, read a part at a time."""
+    means_N = np.empty(len(images.rows))
+    for start in range(0, len(images.rows), IMAGES_PER_CHUNK):
+        chunk_BHW = images.rows[start : start + IMAGES_PER_CHUNK]
+        means_N[start : start + IMAGES_PER_CHUNK] = chunk_BHW.mean(axis=(1, 2))
     return means_N
 
 
@@ -113,7 +113,7 @@ def _measure(rows: pd.DataFrame) -> Measures:
         images=len(rows),
         width_px=_find_quantiles(rows["width"]),
         height_px=_find_quantiles(rows["height"]),
-        mean_grey=_find_quantiles(rows["mean_grey"]),
+        mean_gray=_find_quantiles(rows["mean_gray"]),
         modes={str(mode): int(count) for mode, count in modes.items()},
     )
 
@@ -131,15 +131,15 @@ def _count_sizes(rows: pd.DataFrame, step_px: int) -> Iterator[SizeCell]:
 
 
 def _draw_samples(
-    manifest: pd.DataFrame, films: CachedArray, preprocessing: Preprocessing, seed: int
+    manifest: pd.DataFrame, images: CachedArray, preprocessing: Preprocessing, seed: int
 ) -> Iterator[Sample]:
-    """Draw train films, whatever the order of the rows; bones sorted, normal before abnormal."""
+    """Draw train images, whatever the order of the rows; bones sorted, normal before abnormal."""
     train = manifest[manifest["split"] == "train"].sort_values(["digest", "path"])
     for bone, of_bone in train.groupby("bone"):
         for label, label_name in enumerate(LABEL_NAMES):
             shuffled = of_bone[of_bone["label"] == label].sample(frac=1, random_state=seed)
             drawn = shuffled.drop_duplicates("digest").drop_duplicates("patient").head(NUM_SAMPLES)
-            places = films.find(drawn["digest"])
+            places = images.find(drawn["digest"])
             for place, row in zip(places, drawn.to_dict("records"), strict=True):
                 size = (int(row["width"]), int(row["height"]))
                 yield Sample(
@@ -148,22 +148,22 @@ def _draw_samples(
                     width_px=size[0],
                     height_px=size[1],
                     mode=str(row["mode"]),
-                    png=make_thumbnail(films.rows[place], size, preprocessing),
+                    png=make_thumbnail(images.rows[place], size, preprocessing),
                 )
 
 
-def make_thumbnail(film_HW: NDArray[np.uint8], size: tuple[int, int], preprocessing: Preprocessing) -> bytes:
-    """Return a PNG of a film, its longer side THUMBNAIL_PX, in the proportions that the file had.
+def make_thumbnail(image_HW: NDArray[np.uint8], size: tuple[int, int], preprocessing: Preprocessing) -> bytes:
+    """Return a PNG of an image, its longer side THUMBNAIL_PX, in the proportions that the file had.
 
     size: width and height of the file in pixels.
     """
-    film = Image.fromarray(film_HW)
+    image = Image.fromarray(image_HW)
     shares = [side / max(size) for side in size]
-    if preprocessing.resize == "pad":  # cut off the black beside the film
-        width, height = (max(1, round(film.width * share)) for share in shares)
-        left, top = round((film.width - width) / 2), round((film.height - height) / 2)  # as ImageOps.pad rounds
-        film = film.crop((left, top, left + width, top + height))
+    if preprocessing.resize == "pad":  # cut off the black beside the image
+        width, height = (max(1, round(image.width * share)) for share in shares)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)  # as ImageOps.pad rounds
+        image = image.crop((left, top, left + width, top + height))
     width, height = (max(1, round(THUMBNAIL_PX * share)) for share in shares)
     buffer = BytesIO()
-    film.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "PNG", optimize=True)
+    image.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

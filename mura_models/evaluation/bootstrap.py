@@ -23,7 +23,7 @@ class Estimate(TypedDict):
 
     value: float | None
     ci95: list[float] | None
-    why: NotRequired[str]
+    reason: NotRequired[str]
 
 
 class Comparison(TypedDict):
@@ -32,13 +32,13 @@ class Comparison(TypedDict):
     difference: float | None
     ci95: list[float] | None
     p: float | None
-    why: NotRequired[str]
+    reason: NotRequired[str]
     left_out: NotRequired[list[str]]
     too_few: NotRequired[list[str]]
 
 
 def has_few(parts: Sequence[Scored]) -> bool:
-    """Say whether the parts together have too few rows, or patients, of either label for an interval."""
+    """Return whether the parts together have too few rows, or patients, of either label for an interval."""
     labels = np.concatenate([part.labels for part in parts])
     patients = np.concatenate([part.patients for part in parts])
     return any(
@@ -47,17 +47,17 @@ def has_few(parts: Sequence[Scored]) -> bool:
     )
 
 
-def summarise(scored: Scored, *, num_resamples: int = 2000, seed: int = 0) -> dict[str, Estimate]:
-    """Give every metric with its interval; resamples in which a metric does not exist are left out."""
+def summarize(scored: Scored, *, num_resamples: int = 2000, seed: int = 0) -> dict[str, Estimate]:
+    """Return every metric with its interval; resamples in which a metric does not exist are left out."""
     points = score(scored)
     few = has_few([scored])
     resamples = {} if few else _resample([scored], METRICS, num_resamples, seed)
     summary: dict[str, Estimate] = {}
     for metric, value in points.items():
         if np.isnan(value):
-            summary[metric] = {"value": None, "ci95": None, "why": _explain_absence(scored)}
+            summary[metric] = {"value": None, "ci95": None, "reason": _explain_absence(scored)}
         elif few:
-            summary[metric] = {"value": value, "ci95": None, "why": "too few"}
+            summary[metric] = {"value": value, "ci95": None, "reason": "too few"}
         else:
             summary[metric] = {"value": value, "ci95": _interval(resamples[metric][0])}
     return summary
@@ -104,14 +104,14 @@ def compare_mean_of_groups(
             gains[str(name)], pairs[str(name)] = gain, pair
     result: Comparison = {"difference": None, "ci95": None, "p": None, "left_out": left_out, "too_few": []}
     if not pairs:
-        result["why"] = _explain_absence(a)
+        result["reason"] = _explain_absence(a)
         return result
     result["difference"] = float(np.mean(list(gains.values())))
     result["too_few"] = [name for name, (of_a, _) in pairs.items() if has_few([of_a])]
     few = has_few([of_a for of_a, _ in pairs.values()])
     differences = np.empty(0) if few else _resample_gains(list(pairs.values()), metric, num_resamples, seed)
     if len(differences) <= num_resamples / 2:
-        result["why"] = "too few"
+        result["reason"] = "too few"
     else:
         result["ci95"], result["p"] = _interval(differences), _p_value(differences)
     return result

@@ -22,7 +22,7 @@ FROZEN = "frozen"
 
 
 class Features(Protocol):
-    """Give the embeddings [len(rows), D] of some of the images by the backbone of this key."""
+    """Return the embeddings [len(rows), D] of some of the images by the backbone of this key."""
 
     def __call__(self, backbone: str, rows: np.ndarray) -> np.ndarray: ...
 
@@ -37,7 +37,7 @@ class Network:
 
 
 def mean_logit(networks: Sequence[Network], features: Features, rows: np.ndarray) -> np.ndarray:
-    """Give the logits [len(rows), C]: the mean over networks, each the mean over its heads."""
+    """Return the logits [len(rows), C]: the mean over networks, each the mean over its heads."""
     parts = [
         network.heads.mean_logit(torch.from_numpy(features(network.backbone, rows).astype(np.float32))).numpy()
         for network in networks
@@ -61,7 +61,7 @@ class AbnormalityModel:
         return f"{self.target}/{self.recipe}"
 
     def rate(self, features: Features, rows: np.ndarray) -> np.ndarray:
-        """Give `p_abnormal` [len(rows)], calibrated."""
+        """Return `p_abnormal` [len(rows)], calibrated."""
         return apply_temperature(mean_logit(self.networks, features, rows)[:, 0], self.calibration.temperature)
 
 
@@ -94,7 +94,7 @@ class Assembly:
     """None where the data has one bone only, or where no router was trained."""
     models: Mapping[str, AbnormalityModel]
     """By name."""
-    serving: Mapping[str, str]
+    selected: Mapping[str, str]
     """Bone -> name of the model that answers for it."""
 
     @property
@@ -113,9 +113,9 @@ class Assembly:
         """Keys of the backbones that router and models stand on, in their order."""
         return list(dict.fromkeys(network.backbone for network in self.networks))
 
-    def keep_served(self) -> "Assembly":
+    def keep_selected(self) -> "Assembly":
         """Drop the models that answer for no bone."""
-        models = {name: model for name, model in self.models.items() if name in self.serving.values()}
+        models = {name: model for name, model in self.models.items() if name in self.selected.values()}
         return replace(self, models=models)
 
     def route(self, features: Features, studies: np.ndarray) -> Routing:
@@ -132,16 +132,16 @@ class Assembly:
         mean_NC = (sums_SC / np.bincount(study_of_image)[:, None])[study_of_image]
         return Routing(bones=mean_NC.argmax(1), p_bone=mean_NC.max(1), image_bones=p_NC.argmax(1))
 
-    def name_bones(self, bones: np.ndarray, p_bone: np.ndarray) -> np.ndarray:
-        """Give the names [N] of class numbers; None where no router named them."""
+    def decode_bones(self, bones: np.ndarray, p_bone: np.ndarray) -> np.ndarray:
+        """Return the names [N] of class numbers; None where no router named them."""
         names: np.ndarray = np.array(self.classes, dtype=object)[bones]
         names[np.isnan(p_bone)] = None
         return names
 
     def answer(
-        self, ratings: Mapping[str, np.ndarray], bones: np.ndarray, serving: Mapping[str, str]
+        self, probabilities: Mapping[str, np.ndarray], bones: np.ndarray, selected: Mapping[str, str]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Give `p_abnormal` and threshold [N] when `serving` answers for images of these `bones` (class numbers).
+        """Return `p_abnormal` and threshold [N] when `serving` answers for images of these `bones` (class numbers).
 
         `ratings` holds each model's `p_abnormal` for all images.
         """
@@ -149,12 +149,12 @@ class Assembly:
         threshold_N = np.empty(len(bones))
         for number, bone in enumerate(self.classes):
             mine = bones == number
-            p_N[mine] = ratings[serving[bone]][mine]
-            threshold_N[mine] = self.models[serving[bone]].calibration.threshold
+            p_N[mine] = probabilities[selected[bone]][mine]
+            threshold_N[mine] = self.models[selected[bone]].calibration.threshold
         return p_N, threshold_N
 
     def predict(self, features: Features, studies: np.ndarray) -> pd.DataFrame:
-        """Give `bone_predicted, p_bone, p_abnormal, prediction`, a row an image; a model sees its own images alone.
+        """Return `bone_predicted, p_bone, p_abnormal, prediction`, a row an image; a model sees its own images alone.
 
         `studies` are codes: images of one code are routed together.
         """
@@ -162,14 +162,14 @@ class Assembly:
         p_N = np.empty(len(studies))
         threshold_N = np.empty(len(studies))
         for name, model in self.models.items():
-            numbers = [number for number, bone in enumerate(self.classes) if self.serving[bone] == name]
+            numbers = [number for number, bone in enumerate(self.classes) if self.selected[bone] == name]
             rows = np.flatnonzero(np.isin(routing.bones, numbers))
             if len(rows):
                 p_N[rows] = model.rate(features, rows)
                 threshold_N[rows] = model.calibration.threshold
         return pd.DataFrame(
             {
-                "bone_predicted": self.name_bones(routing.bones, routing.p_bone),
+                "bone_predicted": self.decode_bones(routing.bones, routing.p_bone),
                 "p_bone": routing.p_bone,
                 "p_abnormal": p_N,
                 "prediction": (p_N >= threshold_N).astype(np.int8),

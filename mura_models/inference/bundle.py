@@ -37,7 +37,7 @@ MAX_INDEX_BYTES, MAX_TENSORS_BYTES = 2**24, 2**34  # chosen by us: DenseNet-169 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """All that turns a film into a prediction."""
+    """All that turns an image into a prediction."""
 
     assembly: Assembly
     backbones: Mapping[str, Backbone]
@@ -70,7 +70,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         "runtime": asdict(bundle.choice),
         "router": _describe_router(assembly.router) if assembly.router else None,
         "models": {name: _describe_model(model) for name, model in assembly.models.items()},
-        "serving": dict(assembly.serving),
+        "selected": dict(assembly.selected),
         "sha256": {name: _digest(content) for name, content in contents.items()},
     }
     index["digest"] = _digest_index(index)
@@ -112,9 +112,9 @@ def _check_parts(bundle: Bundle) -> None:
     assembly = bundle.assembly
     if not assembly.classes or not all(isinstance(bone, str) and bone for bone in assembly.classes):
         raise BundleError(f"classes {list(assembly.classes)}: must name the bones, at least one")
-    if set(assembly.serving) != set(assembly.classes):
-        raise BundleError(f"serving {sorted(assembly.serving)}: must name each of {sorted(assembly.classes)}")
-    unknown = set(assembly.serving.values()) - set(assembly.models)
+    if set(assembly.selected) != set(assembly.classes):
+        raise BundleError(f"serving {sorted(assembly.selected)}: must name each of {sorted(assembly.classes)}")
+    unknown = set(assembly.selected.values()) - set(assembly.models)
     if unknown:
         raise BundleError(f"serving names {min(unknown)}: not among the models of the bundle")
     missing = set(assembly.backbones) - set(bundle.backbones)
@@ -148,7 +148,7 @@ def _build(index: dict[str, Any], folder: Path) -> Bundle:
         networks = _build_networks(index["router"]["networks"], tensors, ROUTER)
         router = Router(recipe=index["router"]["recipe"], networks=networks)
     return Bundle(
-        assembly=Assembly(classes=tuple(index["classes"]), router=router, models=models, serving=index["serving"]),
+        assembly=Assembly(classes=tuple(index["classes"]), router=router, models=models, selected=index["selected"]),
         backbones={key: _build_backbone(part, folder) for key, part in index["backbones"].items()},
         preprocessing=Preprocessing(**index["preprocessing"]),
         choice=RuntimeChoice(**index["runtime"]),

@@ -1,4 +1,4 @@
-"""`mura predict`: a bundle answers for films, without Ray."""
+"""`mura predict`: a bundle answers for images, without Ray."""
 
 import tempfile
 from collections import Counter
@@ -13,23 +13,23 @@ import torch
 from mura_models.data.cache import make_rows
 from mura_models.data.dataset import read_predict_input, study_codes
 from mura_models.data.images import decode_image
-from mura_models.data.preprocessing import OUTCOMES, resize_image
+from mura_models.data.preprocessing import VIEWS, resize_image
 from mura_models.errors import ConfigError, DataError, ImageError, to_one_line
 from mura_models.inference.bundle import Bundle, read_bundle
 from mura_models.networks.backbones import Backbone
-from mura_models.networks.embeddings import embed_outcomes
+from mura_models.networks.embeddings import embed_views
 from mura_models.networks.runtimes import Embedder, RuntimeChoice, choose_runtime, prepare_model
-from mura_models.storage import told_as_storage_error, whole_file
+from mura_models.storage import atomic_write, storage_errors
 
-FILMS_PER_BATCH = 64
+IMAGES_PER_BATCH = 64
 WRITERS = (".csv", ".parquet", ".json")
 KNOWN_COLUMNS = ("path", "bone", "patient", "study", "label")
 
 
 def predict_files(bundle_dir: Path, data: Path, out: Path, *, split: str | None = None) -> None:
-    """Write a row a film: what is known of it, the bone named, and how likely it is abnormal.
+    """Write a row an image: what is known of it, the bone named, and how likely it is abnormal.
 
-    Raises BundleError, DataError or ConfigError; films that cannot be used are named on the terminal.
+    Raises BundleError, DataError or ConfigError; images that cannot be used are named on the terminal.
     """
     check_out(out)
     bundle = read_bundle(bundle_dir)
@@ -40,17 +40,17 @@ def predict_files(bundle_dir: Path, data: Path, out: Path, *, split: str | None 
             raise DataError(f"split={split}: {data} has no such rows")
         manifest = manifest[manifest["split"] == split].reset_index(drop=True)
     with tempfile.TemporaryDirectory(prefix="mura-predict-") as scratch:
-        films_NHW, failures = decode_files(bundle, manifest, Path(scratch) / "films")
+        images_NHW, failures = decode_files(bundle, manifest, Path(scratch) / "images")
         used = manifest[~manifest["path"].isin(failures)].reset_index(drop=True)
-        features = Embedding(bundle, films_NHW, Path(scratch))
+        features = Embedding(bundle, images_NHW, Path(scratch))
         answers = bundle.assembly.predict(features, study_codes(used)) if len(used) else None
     for path, reason in [*dataset.quarantine.itertuples(index=False), *failures.items()]:
         print(to_one_line(f"left out: {path}: {reason}"))
     if answers is None:
-        raise DataError(f"{data}: no film can be used")
+        raise DataError(f"{data}: no image can be used")
     known = used[[column for column in KNOWN_COLUMNS if column in used]]
     write_predictions(pd.concat([known, answers], axis=1), out)
-    print(f"{len(used)} films: {out}")
+    print(f"{len(used)} images: {out}")
 
 
 def check_out(out: Path) -> None:
@@ -68,16 +68,16 @@ def check_out(out: Path) -> None:
 
 
 def decode_files(bundle: Bundle, manifest: pd.DataFrame, scratch: Path) -> tuple[np.ndarray, dict[str, str]]:
-    """Give the films that can be used, [N, S, S] in a file of their own, and path -> reason of the others.
+    """Return the images that can be used, [N, S, S] in a file of their own, and path -> reason of the others.
 
     Raises StorageError where the disk has no room for them.
     """
     size_px = bundle.preprocessing.image_size_px
-    with told_as_storage_error(scratch):
-        films_NHW = make_rows(scratch, (len(manifest), size_px, size_px), "uint8")
+    with storage_errors(scratch):
+        images_NHW = make_rows(scratch, (len(manifest), size_px, size_px), "uint8")
     failures: dict[str, str] = {}
 
-    def open_film(path: str, file: str) -> np.ndarray | None:
+    def open_image(path: str, file: str) -> np.ndarray | None:
         try:
             return resize_image(decode_image(Path(file).read_bytes(), Path(file).suffix.lower()), bundle.preprocessing)
         except ImageError as error:
@@ -88,33 +88,33 @@ def decode_files(bundle: Bundle, manifest: pd.DataFrame, scratch: Path) -> tuple
 
     num_used = 0
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(manifest), FILMS_PER_BATCH):
-            part = manifest.iloc[start : start + FILMS_PER_BATCH]
-            for film in pool.map(open_film, part["path"], part["file"]):
-                if film is not None:
-                    films_NHW[num_used] = film
+        for start in range(0, len(manifest), IMAGES_PER_BATCH):
+            part = manifest.iloc[start : start + IMAGES_PER_BATCH]
+            for image in pool.map(open_image, part["path"], part["file"]):
+                if image is not None:
+                    images_NHW[num_used] = image
                     num_used += 1
-    return films_NHW[:num_used], failures
+    return images_NHW[:num_used], failures
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Kept:
-    """The embeddings of the films by one backbone, as far as they were asked for."""
+    """The embeddings of the images by one backbone, as far as they were asked for."""
 
     features_ND: np.ndarray
     is_there_N: np.ndarray
 
 
 class Embedding:
-    """The films' plain embeddings, by whichever backbone of a bundle is asked for; one is open at a time.
+    """The images' plain embeddings, by whichever backbone of a bundle is asked for; one is open at a time.
 
-    A backbone embeds a film once, however many networks stand on it: what several share is kept in files in `scratch`,
+    A backbone embeds an image once, however many networks stand on it: what several share is kept in files in `scratch`,
     so that memory does not grow with their number.
     """
 
-    def __init__(self, bundle: Bundle, films_NHW: np.ndarray, scratch: Path) -> None:
+    def __init__(self, bundle: Bundle, images_NHW: np.ndarray, scratch: Path) -> None:
         self._bundle = bundle
-        self._films_NHW = films_NHW
+        self._images_NHW = images_NHW
         self._scratch = scratch
         num_networks = Counter(network.backbone for network in bundle.assembly.networks)
         self._shared = [backbone for backbone, number in num_networks.items() if number > 1]
@@ -122,13 +122,13 @@ class Embedding:
         self._opened: tuple[str, Embedder] | None = None
 
     def __call__(self, backbone: str, rows: np.ndarray) -> np.ndarray:
-        """Give the embeddings of these rows' films: float16 [len(rows), D]. Raises StorageError on a full disk."""
+        """Return the embeddings of these rows' images: float16 [len(rows), D]. Raises StorageError on a full disk."""
         if backbone not in self._shared:
             return self._embed(backbone, rows)
         kept = self._keep(backbone)
         left = rows[~kept.is_there_N[rows]]
-        for start in range(0, len(left), FILMS_PER_BATCH):
-            part = left[start : start + FILMS_PER_BATCH]
+        for start in range(0, len(left), IMAGES_PER_BATCH):
+            part = left[start : start + IMAGES_PER_BATCH]
             kept.features_ND[part] = self._embed(backbone, part)
             kept.is_there_N[part] = True
         return np.asarray(kept.features_ND[rows])
@@ -136,18 +136,18 @@ class Embedding:
     def _keep(self, backbone: str) -> _Kept:
         if backbone not in self._kept:
             file = self._scratch / f"embeddings_{self._shared.index(backbone)}"
-            num_films, num_features = len(self._films_NHW), self._bundle.backbones[backbone].num_features
-            with told_as_storage_error(file):
-                features_ND = make_rows(file, (num_films, num_features), "float16")
-            self._kept[backbone] = _Kept(features_ND=features_ND, is_there_N=np.zeros(num_films, bool))
+            num_images, num_features = len(self._images_NHW), self._bundle.backbones[backbone].num_features
+            with storage_errors(file):
+                features_ND = make_rows(file, (num_images, num_features), "float16")
+            self._kept[backbone] = _Kept(features_ND=features_ND, is_there_N=np.zeros(num_images, bool))
         return self._kept[backbone]
 
     def _embed(self, backbone: str, rows: np.ndarray) -> np.ndarray:
         embedder = self._open(backbone)
         features = [np.zeros((0, embedder.num_features), np.float16)]
-        for start in range(0, len(rows), FILMS_PER_BATCH):
-            films_BHW = self._films_NHW[rows[start : start + FILMS_PER_BATCH]]
-            features.append(embed_outcomes(films_BHW, embedder, outcomes=OUTCOMES[:1])[:, 0])
+        for start in range(0, len(rows), IMAGES_PER_BATCH):
+            images_BHW = self._images_NHW[rows[start : start + IMAGES_PER_BATCH]]
+            features.append(embed_views(images_BHW, embedder, views=VIEWS[:1])[:, 0])
         return np.concatenate(features)
 
     def _open(self, backbone: str) -> Embedder:
@@ -168,10 +168,10 @@ def choose_here(bundle: Bundle, backbone: Backbone) -> RuntimeChoice:
 
 def write_predictions(predictions: pd.DataFrame, out: Path) -> None:
     """Write by suffix, whole or not at all."""
-    with whole_file(out) as aside:
+    with atomic_write(out) as partial:
         if out.suffix == ".csv":
-            predictions.to_csv(aside, index=False)
+            predictions.to_csv(partial, index=False)
         elif out.suffix == ".parquet":
-            predictions.to_parquet(aside, index=False)
+            predictions.to_parquet(partial, index=False)
         else:
-            predictions.to_json(aside, orient="records", indent=2)
+            predictions.to_json(partial, orient="records", indent=2)

@@ -1,6 +1,6 @@
 """Name -> network, feature size, weights and where they come from.
 
-Every backbone gets films normalised the paper's way (preprocessing.py), whatever its own authors used.
+Every backbone gets images normalised the paper's way (preprocessing.py), whatever its own authors used.
 """
 
 import copy
@@ -83,14 +83,14 @@ def backbone_names() -> list[str]:
 
 
 def measure_backbone(name: str) -> tuple[int, int]:
-    """Give a backbone's number of features and the bytes of its weights, loading none. Raises ConfigError."""
+    """Return a backbone's number of features and the bytes of its weights, loading none. Raises ConfigError."""
     with torch.device("meta"):
         module, num_features = _build_network(name)
     return num_features, sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
 
 def find_download(spec: BackboneSpec) -> str | None:
-    """Give the address that the weights would be fetched from; None where nothing has to be. Raises ConfigError."""
+    """Return the address that the weights would be fetched from; None where nothing has to be. Raises ConfigError."""
     if spec.weights != "imagenet" or spec.name == LITE0:
         return None
     if spec.name in TORCHVISION_NAMES:
@@ -136,7 +136,7 @@ def check_backbone(spec: BackboneSpec, image_size_px: int) -> None:
 
 
 def fill_backbone(start: Backbone, tensors: Mapping[str, torch.Tensor], *, source: str) -> Backbone:
-    """Give a copy of a backbone with weights that were trained here."""
+    """Return a copy of a backbone with weights that were trained here."""
     module = copy.deepcopy(start.module)
     module.load_state_dict(dict(tensors))
     return Backbone(
@@ -275,7 +275,7 @@ def _unwrap_tensors(content: Any) -> dict[str, torch.Tensor]:
 
 
 def _rename_by_order(tensors: dict[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor]:
-    """Give the package's tensors timm's names: both list the same layers in the same order."""
+    """Return the package's tensors timm's names: both list the same layers in the same order."""
     features = [tensor for key, tensor in tensors.items() if not key.startswith("_fc.")]
     return dict(zip(module.state_dict(), features, strict=False))  # the caller checks names and shapes
 

@@ -66,14 +66,14 @@ class Heads(nn.Module):
         self.register_buffer("mean_KD", torch.zeros(settings.num_heads, settings.num_features))
         self.register_buffer("scale_KD", torch.ones(settings.num_heads, settings.num_features))
 
-    def standardise_by(self, mean_KD: Tensor, std_KD: Tensor) -> None:
+    def standardize_by(self, mean_KD: Tensor, std_KD: Tensor) -> None:
         """Take each head's feature mean and standard deviation from its own training rows."""
         self.mean_KD.copy_(mean_KD)
         is_varying_KD = std_KD > MIN_STD
         self.scale_KD.copy_(torch.where(is_varying_KD, 1 / std_KD.clamp(min=MIN_STD), 0.0))
 
     def forward(self, features_KBD: Tensor) -> Tensor:
-        """Give each head's logits [K, B, C] for its own rows."""
+        """Return each head's logits [K, B, C] for its own rows."""
         hidden_KBD = (features_KBD - self.mean_KD[:, None]) * self.scale_KD[:, None]
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer and self.settings.activation == "relu":
@@ -82,7 +82,7 @@ class Heads(nn.Module):
         return hidden_KBD
 
     def forward_one(self, head: int, features_BD: Tensor) -> Tensor:
-        """Give the logits [B, C] of head number `head`."""
+        """Return the logits [B, C] of head number `head`."""
         hidden_BD = (features_BD - self.mean_KD[head]) * self.scale_KD[head]
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer and self.settings.activation == "relu":
@@ -92,7 +92,7 @@ class Heads(nn.Module):
 
     @torch.no_grad()
     def mean_logit(self, features_BD: Tensor) -> Tensor:
-        """Give the shipped model's logits [B, C]: the mean over the K heads."""
+        """Return the shipped model's logits [B, C]: the mean over the K heads."""
         total_BC = self.forward_one(0, features_BD)
         for head in range(1, self.settings.num_heads):
             total_BC = total_BC + self.forward_one(head, features_BD)

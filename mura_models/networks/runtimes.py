@@ -16,11 +16,11 @@ from timm.layers import Conv2dSame, get_same_padding
 from torch import nn
 from torch.nn import functional
 
-from mura_models.data.preprocessing import normalise
+from mura_models.data.preprocessing import normalize
 from mura_models.errors import ConfigError
 from mura_models.networks.backbones import Backbone, check_image_size
 
-# ONNX Runtime's official builds report to their maker and leave files behind; where there are patients' films, nothing
+# ONNX Runtime's official builds report to their maker and leave files behind; where there are patients' images, nothing
 # does. It must be said before the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
@@ -73,7 +73,7 @@ def choose_runtime(backbone_name: str, device: Device) -> RuntimeChoice:
 
 
 def has_native_bfloat16(device: str) -> bool:
-    """Say whether this GPU or CPU (x86 AVX-512 or AMX, ARM) multiplies bfloat16 by itself; emulated, it is slow."""
+    """Return whether this GPU or CPU (x86 AVX-512 or AMX, ARM) multiplies bfloat16 by itself; emulated, it is slow."""
     if device == "cuda":
         is_native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
         return is_native
@@ -152,7 +152,7 @@ class FeatureFunction(Protocol):
 
 
 class Embedder:
-    """Turn uint8 films [B, H, W] into float32 features [B, D] by the chosen runtime.
+    """Turn uint8 images [B, H, W] into float32 features [B, D] by the chosen runtime.
 
     Make it in the process that uses it. It sets torch's thread count for that whole process, because
     normalisation runs in torch whatever the runtime, and a fixed count makes results repeat.
@@ -173,8 +173,8 @@ class Embedder:
             self._run, self.num_features = _load_torch(model, choice), model.num_features
 
     def __call__(self, images_BHW: torch.Tensor) -> NDArray[np.float32]:
-        """Embed films as they are; no augmentation, no rounding."""
-        return self._run(normalise(images_BHW.to(self.device)))
+        """Embed images as they are; no augmentation, no rounding."""
+        return self._run(normalize(images_BHW.to(self.device)))
 
 
 def _load_onnx(model: bytes, num_threads: int) -> tuple[FeatureFunction, int]:

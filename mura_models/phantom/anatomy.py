@@ -1,6 +1,6 @@
 """What a skeleton is made of: tubes in three dimensions, in millimetres, and the patient they belong to.
 
-x runs to the side, y down along the limb, z along the beam. A film of another view is the same skeleton
+x runs to the side, y down along the limb, z along the beam. An image of another view is the same skeleton
 turned about y, so that the views of a study agree with each other.
 """
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Point = tuple[float, float, float]
+TrialConfig = tuple[float, float, float]
 Profile = tuple[tuple[float, float, float], ...]  # (position 0..1, half width to the left, to the right)
 
 
@@ -16,8 +16,8 @@ Profile = tuple[tuple[float, float, float], ...]  # (position 0..1, half width t
 class Tube:
     """A bone, or a part of one: an axis and its half widths along it."""
 
-    start: Point
-    end: Point
+    start: TrialConfig
+    end: TrialConfig
     profile: Profile
     flatness: float = 1.0  # half depth over half width
     cortex_mm: float = 2.0
@@ -37,7 +37,7 @@ class Joint:
 
 @dataclass(frozen=True, kw_only=True)
 class Skeleton:
-    """What lies on the film of one bone: bones, flesh, joints and the field that the film covers."""
+    """What lies on the image of one bone: bones, flesh, joints and the field that the image covers."""
 
     bones: tuple[Tube, ...]
     flesh: tuple[Tube, ...]
@@ -49,7 +49,7 @@ class Skeleton:
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What all films of one patient share."""
+    """What all images of one patient share."""
 
     size: float  # of the whole limb, 1 = typical
     slenderness: float  # length over width of a bone, 1 = typical

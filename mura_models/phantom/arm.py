@@ -8,7 +8,7 @@ from math import cos, sin
 
 import numpy as np
 
-from mura_models.phantom.anatomy import Joint, Point, Profile, Skeleton, Traits, Tube, even
+from mura_models.phantom.anatomy import Joint, Profile, Skeleton, Traits, TrialConfig, Tube, even
 
 # Scaphoid, lunate, triquetrum, pisiform, trapezium, trapezoid, capitate, hamate: ends and half width.
 CARPALS: tuple[tuple[tuple[float, float], tuple[float, float], float], ...] = (
@@ -91,7 +91,7 @@ def build_arm(traits: Traits, *, flexion: float) -> tuple[list[Tube], list[Tube]
 def bend_at_elbow(tube: Tube, flexion: float) -> Tube:
     """Turn a tube about the x axis through the origin."""
 
-    def turn(point: Point) -> Point:
+    def turn(point: TrialConfig) -> TrialConfig:
         x, y, z = point
         return x, y * cos(flexion) - z * sin(flexion), y * sin(flexion) + z * cos(flexion)
 

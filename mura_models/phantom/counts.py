@@ -73,7 +73,7 @@ def _list_cells(split: Split, scale: float, rng: np.random.Generator) -> list[tu
 
 
 def _spread_views(num_studies: int, num_images: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Give every study one view and the other images at random, none above MAX_VIEWS."""
+    """Return every study one view and the other images at random, none above MAX_VIEWS."""
     free = rng.permutation(np.repeat(np.arange(num_studies), MAX_VIEWS - 1))
     return 1 + np.bincount(free[: num_images - num_studies], minlength=num_studies)
 

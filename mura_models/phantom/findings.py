@@ -7,7 +7,7 @@ from math import cos, sin
 import numpy as np
 from numpy.typing import NDArray
 
-from mura_models.phantom.anatomy import Joint, Point, Skeleton
+from mura_models.phantom.anatomy import Joint, Skeleton, TrialConfig
 from mura_models.phantom.projection import Change, Image, Patch, View, frame_skeleton
 
 METAL = 9.0  # millimetres of compact bone that a millimetre of steel looks like, about
@@ -259,18 +259,18 @@ def _wear_joints(joints: list[Joint], density: float) -> dict[int, list[Change]]
 
 
 def is_inside(point: tuple[float, float], view: View, share: float) -> bool:
-    """Tell whether a pixel lies in the central `share` of the film."""
+    """Return whether a pixel lies in the central `share` of the image."""
     x, y = point[0] / view.width_px - 0.5, point[1] / view.height_px - 0.5
     return max(abs(x), abs(y)) < share / 2
 
 
-def _locate_joint(skeleton: Skeleton, joint: Joint) -> Point:
+def _locate_joint(skeleton: Skeleton, joint: Joint) -> TrialConfig:
     index, end = joint.first
     return skeleton.bones[index].end if end else skeleton.bones[index].start
 
 
 def pick_site(skeleton: Skeleton, view: View, rng: np.random.Generator) -> tuple[int, float]:
-    """Pick a tube and a position along it inside the film's centre; large bones come up more often."""
+    """Pick a tube and a position along it inside the image's centre; large bones come up more often."""
     sites: list[tuple[int, float]] = []
     weights: list[float] = []
     for index, tube in enumerate(skeleton.bones):

@@ -101,7 +101,7 @@ def _open_locked(path: Path, on_wait: Callable[[], None] | None) -> tuple[TextIO
 
 @contextmanager
 def _replacing(root: Path, *, is_alone: bool) -> Iterator[Path]:
-    """Give a folder beside `root` to fill; it becomes `root` when the block ends well, else it vanishes."""
+    """Return a folder beside `root` to fill; it becomes `root` when the block ends well, else it vanishes."""
     own = "" if is_alone else f".{os.getpid()}"
     unfinished = root.with_name(f".{root.name}{own}{UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a generator that was killed
@@ -115,7 +115,7 @@ def _replacing(root: Path, *, is_alone: bool) -> Iterator[Path]:
 
 
 def _is_written(root: Path, identity: dict[str, object]) -> bool:
-    """Tell whether the same phantom is there already; raise rather than let other files be replaced."""
+    """Return whether the same phantom is there already; raise rather than let other files be replaced."""
     if not os.path.lexists(root):
         return False
     names = {path.name for path in root.iterdir()} if root.is_dir() else {""}

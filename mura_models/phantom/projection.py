@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mura_models.phantom.anatomy import Point, Profile, Skeleton, Traits, Tube
+from mura_models.phantom.anatomy import Profile, Skeleton, Traits, TrialConfig, Tube
 
 Image = NDArray[np.float32]
 STATIONS = 257  # along an axis, where half widths are tabulated
@@ -17,17 +17,17 @@ STATIONS = 257  # along an axis, where half widths are tabulated
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How one film looks at the skeleton, and the size it is drawn at."""
+    """How one image looks at the skeleton, and the size it is drawn at."""
 
     turn: float  # about the limb's axis: 0 from the front, pi / 2 from the side
-    rotation: float  # in the plane of the film
+    rotation: float  # in the plane of the image
     is_mirrored: bool  # left or right limb
     px_per_mm: float
     centre_mm: tuple[float, float]
     height_px: int
     width_px: int
 
-    def project(self, point: Point) -> tuple[float, float]:
+    def project(self, point: TrialConfig) -> tuple[float, float]:
         """Return (x, y) in pixels."""
         x, y, z = point
         x = (x - self.centre_mm[0]) * cos(self.turn) + z * sin(self.turn)
@@ -42,7 +42,7 @@ class View:
 
 
 def frame_skeleton(skeleton: Skeleton, *, height_px: int, width_px: int) -> View:
-    """Return the plain frontal view that fits the skeleton's field into the film."""
+    """Return the plain frontal view that fits the skeleton's field into the image."""
     return View(
         turn=0.0,
         rotation=0.0,
@@ -92,7 +92,7 @@ def tabulate_profile(profile: Profile, cap: float) -> NDArray[np.float32]:
 def project_tube(tube: Tube, view: View, margin: float = 1.15) -> tuple[Patch, float, NDArray[np.intp]] | None:
     """Return the patch that a tube covers, its depth over its width, and the station of every pixel.
 
-    None where the tube lies outside the film.
+    None where the tube lies outside the image.
     """
     (x0, y0), (x1, y1) = view.project(tube.start), view.project(tube.end)
     length = max(hypot(x1 - x0, y1 - y0), 2.0)
@@ -107,7 +107,7 @@ def project_tube(tube: Tube, view: View, margin: float = 1.15) -> tuple[Patch, f
     widest = max(max(left, right) for _, left, right in tube.profile)
     cap = round(min(0.5, 0.38 * widest * view.px_per_mm * narrowing / length), 2)
     sides = tabulate_profile(tube.profile, max(cap, 0.01)) * np.float32(narrowing * view.px_per_mm)
-    window = crop_to_film((x0, y0), (x1, y1), float(sides.max()) * margin + abs(bend) + 2, view)
+    window = crop_to_image((x0, y0), (x1, y1), float(sides.max()) * margin + abs(bend) + 2, view)
     if window is None:
         return None
     rows, columns = window
@@ -132,10 +132,10 @@ def project_tube(tube: Tube, view: View, margin: float = 1.15) -> tuple[Patch, f
     return patch, depth, station
 
 
-def crop_to_film(
+def crop_to_image(
     start: tuple[float, float], end: tuple[float, float], reach: float, view: View
 ) -> tuple[slice, slice] | None:
-    """Return the rows and columns of the film within `reach` pixels of an axis; None where there are none."""
+    """Return the rows and columns of the image within `reach` pixels of an axis; None where there are none."""
     (x0, y0), (x1, y1) = start, end
     rows = slice(max(0, int(min(y0, y1) - reach)), min(view.height_px, int(max(y0, y1) + reach)))
     columns = slice(max(0, int(min(x0, x1) - reach)), min(view.width_px, int(max(x0, x1) + reach)))

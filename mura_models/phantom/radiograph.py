@@ -1,4 +1,4 @@
-"""From thickness along the beam to a film: exposure, noise, collimation, side markers."""
+"""From thickness along the beam to an image: exposure, noise, collimation, side markers."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,14 +11,14 @@ from PIL import ImageDraw, ImageFilter, ImageFont
 
 from mura_models.phantom.projection import Image
 
-MAX_SIDE_PX = 512  # MURA's films are scaled to fit this
+MAX_SIDE_PX = 512  # MURA's images are scaled to fit this
 TILE_PX = 1024
 MIN_SIDE_PX = 89  # the shortest side in MURA
 
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How one film was taken and processed."""
+    """How one image was taken and processed."""
 
     dose: float  # overall attenuation against the typical
     gamma: float
@@ -37,7 +37,7 @@ class Style:
 
 
 def draw_style(aspect: float, rng: np.random.Generator) -> Style:
-    """Draw how a film was taken; `aspect` is width over height."""
+    """Draw how an image was taken; `aspect` is width over height."""
     longest = MAX_SIDE_PX if rng.random() < 0.85 else int(rng.integers(200, MAX_SIDE_PX))
     ratio = float(np.clip(aspect * rng.uniform(0.85, 1.2), 0.45, 2.2))
     shortest = max(MIN_SIDE_PX, round(longest * min(ratio, 1 / ratio)))
@@ -68,7 +68,7 @@ def draw_noise(shape: tuple[int, int], grain_px: float, rng: np.random.Generator
 
 @lru_cache(maxsize=16)
 def make_tile(grain_px: float) -> Image:
-    """Make the noise that films are cut from, once a process; drawing it anew is a third of the time."""
+    """Make the noise that images are cut from, once a process; drawing it anew is a third of the time."""
     coarse_px = int(TILE_PX / grain_px)
     coarse = np.random.default_rng(coarse_px).standard_normal((coarse_px, coarse_px), dtype=np.float32)
     smooth = resize(coarse, (TILE_PX, TILE_PX))
@@ -82,7 +82,7 @@ def resize(image: Image, shape: tuple[int, int]) -> Image:
 
 
 def expose(bone_mm: Image, flesh_mm: Image, style: Style, rng: np.random.Generator) -> PillowImage.Image:
-    """Turn millimetres of bone and of (coarse) flesh into an 8-bit film."""
+    """Turn millimetres of bone and of (coarse) flesh into an 8-bit image."""
     shape = (style.height_px, style.width_px)
     weave = 0.7 * draw_noise(shape, 2.2, rng) + 0.5 * draw_noise(shape, 5.5, rng)
     flesh = np.maximum(resize(flesh_mm, shape), 0) * (1 + 0.03 * draw_noise(shape, 30, rng))
@@ -92,13 +92,13 @@ def expose(bone_mm: Image, flesh_mm: Image, style: Style, rng: np.random.Generat
     light /= max(float(np.quantile(light[::8, ::8], 0.985)), 0.05) * 1.08
     light = np.float32(style.haze) + np.float32(1 - style.haze) * np.clip(light, 0, 1) ** np.float32(style.gamma)
     light += np.float32(style.noise) * draw_noise(shape, 1.4, rng)
-    film = PillowImage.fromarray(np.clip(light * 245, 0, 255).astype(np.uint8))
-    film = film.filter(ImageFilter.BoxBlur(style.blur_px))
+    image = PillowImage.fromarray(np.clip(light * 245, 0, 255).astype(np.uint8))
+    image = image.filter(ImageFilter.BoxBlur(style.blur_px))
     if style.marker:
-        _stamp_marker(film, style.marker, rng)
+        _stamp_marker(image, style.marker, rng)
     if style.collimation is not None:
-        film = PillowImage.composite(film, PillowImage.new("L", film.size, 3), _draw_aperture(style))
-    return film.convert("RGB") if style.is_rgb else film
+        image = PillowImage.composite(image, PillowImage.new("L", image.size, 3), _draw_aperture(style))
+    return image.convert("RGB") if style.is_rgb else image
 
 
 def _draw_overlays(shape: tuple[int, int], style: Style, rng: np.random.Generator) -> Image:
@@ -120,16 +120,16 @@ def _draw_overlays(shape: tuple[int, int], style: Style, rng: np.random.Generato
     return total
 
 
-def _stamp_marker(film: PillowImage.Image, letter: str, rng: np.random.Generator) -> None:
+def _stamp_marker(image: PillowImage.Image, letter: str, rng: np.random.Generator) -> None:
     """Put a lead letter near a corner, sometimes turned."""
-    size = int(max(film.size) * rng.uniform(0.05, 0.09)) + 6
+    size = int(max(image.size) * rng.uniform(0.05, 0.09)) + 6
     stamp = PillowImage.new("L", (size * 2, size * 2))
     ImageDraw.Draw(stamp).text((size, size), letter, fill=255, font=ImageFont.load_default(size), anchor="mm")
     stamp = stamp.rotate(float(rng.choice([0, 0, 90, rng.uniform(-30, 30)])), PillowImage.Resampling.BILINEAR)
-    free_x, free_y = film.width - 2 * size, film.height - 2 * size
+    free_x, free_y = image.width - 2 * size, image.height - 2 * size
     x = int(free_x * float(rng.choice([rng.uniform(0, 0.12), rng.uniform(0.88, 1)])))
     y = int(free_y * float(rng.uniform(0, 1)))
-    film.paste(int(rng.integers(215, 256)), (x, y), stamp)
+    image.paste(int(rng.integers(215, 256)), (x, y), stamp)
 
 
 def _draw_aperture(style: Style) -> PillowImage.Image:

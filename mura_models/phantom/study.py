@@ -41,7 +41,7 @@ TURNS = {
 def write_study(root: Path, seed: int, study: PlannedStudy) -> str | None:
     """Draw one study below `root`; return the kind of its finding, None for a normal one.
 
-    The finding has its own stream of random numbers, so that the label changes nothing else in a film.
+    The finding has its own stream of random numbers, so that the label changes nothing else in an image.
     """
     traits = draw_traits(np.random.default_rng((seed, 1, study.patient)))
     skeleton = BUILDERS[study.bone](traits, np.random.default_rng((seed, 2, study.index)))
@@ -55,9 +55,9 @@ def write_study(root: Path, seed: int, study: PlannedStudy) -> str | None:
         seen = draw_visibility(finding, view, finding_rng, is_clearest=number == clearest)
         changes = finding.make_changes(seen) if finding and seen > 0.2 else {}
         bone_mm, mask = draw_bones(skeleton.bones, view, traits, changes)
-        film = expose(bone_mm, draw_flesh(skeleton.flesh, view), style, rng)
+        image = expose(bone_mm, draw_flesh(skeleton.flesh, view), style, rng)
         path = f"{study.folder}/image{number + 1}.png"
-        save_png(film, root / "MURA-v1.1" / path)
+        save_png(image, root / "MURA-v1.1" / path)
         if mask.any():
             save_png(make_mask(mask), root / "masks" / path)
     return finding.kind if finding else None
@@ -89,7 +89,7 @@ def pose_view(
     rng: np.random.Generator,
     size: float,
 ) -> View:
-    """Place the limb for one film: near a standard turn, never quite straight or centred."""
+    """Place the limb for one image: near a standard turn, never quite straight or centred."""
     frame = frame_skeleton(skeleton, height_px=style.height_px, width_px=style.width_px)
     x, y = skeleton.centre_mm
     return replace(

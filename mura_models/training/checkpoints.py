@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mura_models.networks.heads import Heads, HeadSettings
-from mura_models.training.checksums import leave_room, seal
+from mura_models.training.checksums import add_checksum, leave_room
 
 Tensors = dict[str, Tensor]
 
@@ -44,7 +44,7 @@ class Checkpoint:
         return self.state if self.ema is None else _pick(self.ema, "module.")
 
     def to_bytes(self) -> bytes:
-        """Give the content of the file, sealed (seals.py)."""
+        """Return the content of the file, sealed (seals.py)."""
         parts = {"state": self.state, "ema": self.ema or {}, "best": self.best_state or {}}
         parts |= {f"optimizer.{number}": state for number, state in self.optimizer.items()}
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
@@ -56,7 +56,9 @@ class Checkpoint:
             "history": self.history,
         }
         metadata = leave_room({"progress": json.dumps(progress), "head": json.dumps(asdict(self.head_settings))})
-        return seal(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata))
+        return add_checksum(
+            save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+        )
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Checkpoint":
@@ -77,13 +79,13 @@ class Checkpoint:
         )
 
     def build_heads(self) -> Heads:
-        """Give the trained heads."""
+        """Return the trained heads."""
         heads = Heads(self.head_settings)
         heads.load_state_dict(_pick(self.shipped, "heads."))
         return heads.eval()
 
     def backbone_state(self) -> Tensors:
-        """Give the trained backbone's weights; empty where it was frozen."""
+        """Return the trained backbone's weights; empty where it was frozen."""
         return _pick(self.shipped, "backbone.")
 
 

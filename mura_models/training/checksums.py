@@ -15,11 +15,11 @@ _OPEN = b"0" * _LENGTH
 
 
 def leave_room(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Give the head's texts with a place for the seal."""
+    """Return the head's texts with a place for the seal."""
     return {**metadata, KEY: _OPEN.decode()}
 
 
-def seal(content: bytes) -> bytes:
+def add_checksum(content: bytes) -> bytes:
     """Put the seal into the place that `leave_room` left. Raises ValueError where there is none."""
     place = _find_place(content)
     if place is None:
@@ -28,8 +28,8 @@ def seal(content: bytes) -> bytes:
     return content[:place] + hashlib.sha256(opened).hexdigest().encode() + content[place + _LENGTH :]
 
 
-def is_sealed(content: bytes) -> bool:
-    """Say whether these are the bytes that were sealed, all of them."""
+def has_valid_checksum(content: bytes) -> bool:
+    """Return whether these are the bytes that were sealed, all of them."""
     place = _find_place(content)
     if place is None:
         return False
@@ -40,7 +40,7 @@ def is_sealed(content: bytes) -> bool:
 
 
 def _find_place(content: bytes) -> int | None:
-    """Give where the seal begins: the value of its key in the head's `__metadata__`."""
+    """Return where the seal begins: the value of its key in the head's `__metadata__`."""
     length = int.from_bytes(content[:8], "little")
     if not 2 <= length <= len(content) - 8:
         return None

@@ -17,7 +17,7 @@ from mura_models.training.search_data import SearchData
 
 
 def per_head_loss(logits_KBC: Tensor, labels_KB: Tensor, weights_KB: Tensor | None = None) -> Tensor:
-    """Give each head's mean loss [K]; summed, every head has the gradient it would have alone."""
+    """Return each head's mean loss [K]; summed, every head has the gradient it would have alone."""
     if logits_KBC.shape[2] == 1:
         losses_KB = functional.binary_cross_entropy_with_logits(
             logits_KBC.squeeze(2), labels_KB.float(), reduction="none"
@@ -38,8 +38,8 @@ def to_classes_array(logits: np.ndarray) -> np.ndarray:
     return classes
 
 
-def judge_dev(data: SearchData, dev_logits: np.ndarray) -> dict[str, float]:
-    """Give loss and metrics of the dev rows: study level, but loss, macro F1 and `image_accuracy` (at 0.5) by image."""
+def evaluate_dev(data: SearchData, dev_logits: np.ndarray) -> dict[str, float]:
+    """Return loss and metrics of the dev rows: study level, but loss, macro F1 and `image_accuracy` (at 0.5) by image."""
     entries = data.dev_entries
     labels = data.labels[entries]
     logits_mC, labels_m = torch.from_numpy(dev_logits), torch.from_numpy(labels.astype(np.int64))

@@ -1,4 +1,4 @@
-"""Train the whole network: films by index from the store, augmented a batch at a time on the device.
+"""Train the whole network: images by index from the store, augmented a batch at a time on the device.
 
 Fold 0 is held out. Where memory runs out a batch goes through in halves whose gradients are added up, and the epoch
 says so; batch normalisation, where it is trained, then takes its statistics from the halves. The head works on
@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from mura_models.data.augmentation import Augmentation, augment
-from mura_models.data.preprocessing import normalise
+from mura_models.data.preprocessing import normalize
 from mura_models.networks.heads import Heads
 from mura_models.networks.runtimes import has_native_bfloat16
 from mura_models.training.dev_metrics import per_head_loss, to_classes
@@ -39,15 +39,15 @@ class FinetuneTraining(Training):
 
     def __init__(self, data: SearchData, settings: TrialSettings, backbone: nn.Module, *, device: str = "cpu") -> None:
         super().__init__(data, settings, device=device)
-        assert settings.finetune is not None and data.films_NHW is not None
+        assert settings.finetune is not None and data.images_NHW is not None
         self.finetune = settings.finetune
-        self.films_NHW = data.films_NHW
+        self.images_NHW = data.images_NHW
         self.augmentation = Augmentation(
             rotation_degrees=self.finetune.rotation_degrees, zoom=self.finetune.zoom, contrast=self.finetune.contrast
         )
         heads = Heads(self.head_settings, seed=settings.seed)
-        heads.standardise_by(*measure_features(data))
-        if self.finetune.head_start:
+        heads.standardize_by(*measure_features(data))
+        if self.finetune.warm_start_head:
             start_head(heads, data, settings)
         self.module = nn.ModuleDict({"backbone": copy.deepcopy(backbone).requires_grad_(True), "heads": heads})
         self.module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -56,18 +56,20 @@ class FinetuneTraining(Training):
         if self.finetune.ema_decay:
             self.ema = AveragedModel(self.module, multi_avg_fn=partial(average_weights, decay=self.finetune.ema_decay))
 
-    def run_update(self, update: int) -> tuple[Tensor, Tensor]:
+    def train_step(self, update: int) -> tuple[Tensor, Tensor]:
         """Train on one batch, in as many parts as memory asks for."""
-        entries_1B, outcomes_1B = self.batches.draw(update)
-        films_B3HW = self.fetch_films(entries_1B[0], outcomes_1B[0], update)
-        is_frozen = update < self.finetune.frozen_epochs * self.settings.updates_per_epoch
+        entries_1B, views_1B = self.batches.draw(update)
+        images_B3HW = self.fetch_images(entries_1B[0], views_1B[0], update)
+        is_frozen = update < self.finetune.freeze_backbone_epochs * self.settings.steps_per_epoch
         self._set_mode(is_frozen=is_frozen)
-        loss, num_right = self._within_memory(partial(self._accumulate, films_B3HW, entries_1B[0], is_frozen=is_frozen))
+        loss, num_right = self._within_memory(
+            partial(self._accumulate, images_B3HW, entries_1B[0], is_frozen=is_frozen)
+        )
         self.optimizer.step()
-        return loss, num_right / len(films_B3HW)
+        return loss, num_right / len(images_B3HW)
 
     def _within_memory(self, work: Callable[[], Result]) -> Result:
-        """Do what goes through films by parts of `micro_batch_size`; where memory runs out, again in smaller ones."""
+        """Do what goes through images by parts of `micro_batch_size`; where memory runs out, again in smaller ones."""
         while True:
             try:
                 return work()
@@ -76,17 +78,17 @@ class FinetuneTraining(Training):
                     raise
             self._halve_batch()
 
-    def fetch_films(self, entries_B: np.ndarray, outcomes_B: np.ndarray, update: int) -> Tensor:
-        """Give a batch of films, augmented and normalised: [B, 3, H, W] on the device, channels last."""
-        films_BHW = torch.from_numpy(self.films_NHW[self.data.rows[entries_B]]).to(self.device)
+    def fetch_images(self, entries_B: np.ndarray, views_B: np.ndarray, update: int) -> Tensor:
+        """Return a batch of images, augmented and normalised: [B, 3, H, W] on the device, channels last."""
+        images_BHW = torch.from_numpy(self.images_NHW[self.data.rows[entries_B]]).to(self.device)
         rng = np.random.default_rng([self.settings.seed, update, 2])
-        changed_BHW = augment(films_BHW, outcomes_B, self.augmentation, rng)
-        return normalise(changed_BHW).contiguous(memory_format=torch.channels_last)
+        changed_BHW = augment(images_BHW, views_B, self.augmentation, rng)
+        return normalize(changed_BHW).contiguous(memory_format=torch.channels_last)
 
-    def _accumulate(self, films_B3HW: Tensor, entries_B: np.ndarray, *, is_frozen: bool) -> tuple[Tensor, Tensor]:
-        """Add up the gradients of a batch; give its mean loss and how many rows were named rightly."""
+    def _accumulate(self, images_B3HW: Tensor, entries_B: np.ndarray, *, is_frozen: bool) -> tuple[Tensor, Tensor]:
+        """Add up the gradients of a batch; return its mean loss and how many rows were named rightly."""
         self.optimizer.zero_grad(set_to_none=True)
-        size = len(films_B3HW)
+        size = len(images_B3HW)
         labels_B = torch.from_numpy(self.data.labels[entries_B].astype(np.int64)).to(self.device)
         weights_B = None
         if self.row_weights is not None:
@@ -96,7 +98,7 @@ class FinetuneTraining(Training):
         for start in range(0, size, self.micro_batch_size):
             part = slice(start, start + self.micro_batch_size)
             labels_1b = labels_B[None, part]
-            logits_1bC = self._forward(self.module, films_B3HW[part], is_frozen=is_frozen)[None]
+            logits_1bC = self._forward(self.module, images_B3HW[part], is_frozen=is_frozen)[None]
             weights_1b = None if weights_B is None else weights_B[None, part]
             loss = per_head_loss(logits_1bC, labels_1b, weights_1b).sum() * labels_1b.numel() / size
             loss.backward()  # type: ignore[no-untyped-call]
@@ -104,13 +106,13 @@ class FinetuneTraining(Training):
             num_right += (to_classes(logits_1bC.detach()) == labels_1b).float().sum()
         return loss_sum, num_right
 
-    def _forward(self, module: nn.Module, films_B3HW: Tensor, *, is_frozen: bool = False) -> Tensor:
-        """Give logits [B, C] in float32; the backbone runs in bfloat16 where the device is fast in it."""
+    def _forward(self, module: nn.Module, images_B3HW: Tensor, *, is_frozen: bool = False) -> Tensor:
+        """Return logits [B, C] in float32; the backbone runs in bfloat16 where the device is fast in it."""
         with (
             torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bfloat16),
         ):
-            features_BD = module["backbone"](films_B3HW).float()  # type: ignore[index]
+            features_BD = module["backbone"](images_B3HW).float()  # type: ignore[index]
         logits_BC: Tensor = module["heads"].forward_one(0, features_BD)  # type: ignore[index]
         return logits_BC
 
@@ -118,7 +120,7 @@ class FinetuneTraining(Training):
         self.module.train()
         if is_frozen:
             self.module["backbone"].eval()
-        elif self.finetune.is_batchnorm_frozen:
+        elif self.finetune.freeze_batchnorm:
             for layer in self.module.modules():
                 if isinstance(layer, _BatchNorm):
                     layer.eval()
@@ -133,19 +135,19 @@ class FinetuneTraining(Training):
 
     @torch.no_grad()
     def predict_dev(self) -> np.ndarray:
-        """Give the logits [m, C] of the dev films as they are, by the weights that would be shipped."""
+        """Return the logits [m, C] of the dev images as they are, by the weights that would be shipped."""
         module = self.ema.module if self.ema is not None else self.module
         module.eval()
         return self._within_memory(
-            lambda: np.concatenate([self._forward(module, films).cpu().numpy() for films in self._iterate_dev()])
+            lambda: np.concatenate([self._forward(module, images).cpu().numpy() for images in self._iterate_dev()])
         )
 
     def _iterate_dev(self) -> Iterator[Tensor]:
         rows = self.data.rows[self.data.dev_entries]
         step = min(DEV_BATCH_SIZE, self.micro_batch_size)
         for start in range(0, len(rows), step):
-            films_BHW = torch.from_numpy(self.films_NHW[rows[start : start + step]]).to(self.device)
-            yield normalise(films_BHW).contiguous(memory_format=torch.channels_last)
+            images_BHW = torch.from_numpy(self.images_NHW[rows[start : start + step]]).to(self.device)
+            yield normalize(images_BHW).contiguous(memory_format=torch.channels_last)
 
 
 def start_head(heads: Heads, data: SearchData, settings: TrialSettings) -> None:
@@ -156,11 +158,11 @@ def start_head(heads: Heads, data: SearchData, settings: TrialSettings) -> None:
     entries = np.flatnonzero(~np.isin(data.folds, data.held_out))
     if len(np.unique(data.labels[entries])) < 2:
         return
-    features_nD = torch.from_numpy(data.features_NOD[data.rows[entries], 0].astype(np.float32))
-    standardised_nD = ((features_nD - heads.mean_KD[0]) * heads.scale_KD[0]).double().numpy()
+    features_nD = torch.from_numpy(data.features_NVD[data.rows[entries], 0].astype(np.float32))
+    standardized_nD = ((features_nD - heads.mean_KD[0]) * heads.scale_KD[0]).double().numpy()
     weights = weigh_rows(settings.sampling, data.bones, None if data.is_router else data.labels)
     found = LogisticRegression(C=HEAD_START_C, max_iter=1000).fit(
-        standardised_nD, data.labels[entries], sample_weight=None if weights is None else weights[entries]
+        standardized_nD, data.labels[entries], sample_weight=None if weights is None else weights[entries]
     )
     weight_DC, bias_C = np.zeros(heads.weights[0].shape[1:]), np.zeros(data.num_outputs)
     if data.is_router and len(found.classes_) > 2:

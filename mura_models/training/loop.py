@@ -4,8 +4,8 @@ Nothing here is drawn from a generator that lives on: what update number u train
 alone. So a trial's epochs are the same in any order of arrival, and a stopped trial goes on from its checkpoint as if
 nothing had happened.
 
-An epoch is a fixed number of updates, the same for every search of a recipe: a specialist and the baseline it is
-compared with are trained by the same number of updates, whatever the number of their images.
+An epoch is a fixed number of steps, the same for every search of a recipe: a specialist and the baseline it is
+compared with are trained by the same number of steps, whatever the number of their images.
 
 Shapes: m dev rows, C outputs of a head.
 """
@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from mura_models.errors import ConfigError
 from mura_models.networks.heads import HeadSettings, ProbeRecipe
 from mura_models.training.checkpoints import Checkpoint
-from mura_models.training.dev_metrics import judge_dev
+from mura_models.training.dev_metrics import evaluate_dev
 from mura_models.training.finetune_settings import FinetuneSettings
 from mura_models.training.lr_schedules import LrSchedule
 from mura_models.training.sampling import BatchPlan, Sampling, balance_by, weigh_labels
@@ -44,7 +44,7 @@ class TrialSettings:
     lr_schedule: LrSchedule = field(default_factory=LrSchedule)
     weight_decay: float = 0.0
     num_epochs: int = 16
-    updates_per_epoch: int
+    steps_per_epoch: int
     batch_size: int = 64
     hidden_size: int = 512
     activation: Literal["relu", "none"] = "relu"
@@ -65,14 +65,14 @@ class TrialSettings:
             raise ConfigError(f"lr={self.lr}: must be above 0")
         if self.weight_decay < 0:
             raise ConfigError(f"weight_decay={self.weight_decay}: must not be negative")
-        for name in ("num_epochs", "updates_per_epoch", "batch_size", "grace_epochs"):
+        for name in ("num_epochs", "steps_per_epoch", "batch_size", "grace_epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
 
     @property
-    def num_updates(self) -> int:
+    def num_steps(self) -> int:
         """Updates of the whole training."""
-        return self.num_epochs * self.updates_per_epoch
+        return self.num_epochs * self.steps_per_epoch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +107,7 @@ class Training(ABC):
         self.head_settings = HeadSettings(
             recipe=settings.head,
             num_heads=len(data.held_out),
-            num_features=data.features_NOD.shape[2],
+            num_features=data.features_NVD.shape[2],
             num_outputs=data.num_outputs,
             hidden_size=settings.hidden_size,
             activation=settings.activation,
@@ -115,7 +115,7 @@ class Training(ABC):
         self.batches = BatchPlan(
             data.folds,
             held_out=data.held_out,
-            num_outcomes=data.features_NOD.shape[1],
+            num_views=data.features_NVD.shape[1],
             batch_size=settings.batch_size,
             balanced_by=balance_by(settings.sampling, data.bones, None if data.is_router else data.labels),
             seed=settings.seed,
@@ -135,17 +135,17 @@ class Training(ABC):
         """Logits [m, C] of the dev rows, each from a head that never saw it; of the epoch that is shipped."""
 
     @abstractmethod
-    def run_update(self, update: int) -> tuple[Tensor, Tensor]:
+    def train_step(self, update: int) -> tuple[Tensor, Tensor]:
         """Train on batch number `update`; give loss and share of rows named rightly, both means over heads."""
 
     @abstractmethod
     def predict_dev(self) -> np.ndarray:
-        """Give the logits [m, C] of the dev rows as they are, without augmentation."""
+        """Return the logits [m, C] of the dev rows as they are, without augmentation."""
 
     def scale_rates(self, update: int) -> float:
-        """Set the rate of every group of parameters for one update; give the heads' own."""
+        """Set the rate of every group of parameters for one update; return the heads' own."""
         settings = self.settings
-        lr = settings.lr_schedule.rate(settings.lr, update, settings.num_updates)
+        lr = settings.lr_schedule.rate(settings.lr, update, settings.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         return lr
@@ -159,12 +159,12 @@ class Training(ABC):
         """Run the next epoch and judge it on the dev rows."""
         self.epoch += 1
         self.note = None
-        metrics = self._run_updates()
+        metrics = self._run_steps()
         dev_logits = self.predict_dev()
-        metrics |= judge_dev(self.data, dev_logits)
-        outcome = self._conclude(metrics, dev_logits)
-        self.history.append(asdict(outcome))
-        return outcome
+        metrics |= evaluate_dev(self.data, dev_logits)
+        view = self._conclude(metrics, dev_logits)
+        self.history.append(asdict(view))
+        return view
 
     def _conclude(self, metrics: dict[str, float], dev_logits: np.ndarray) -> Epoch:
         bad = [name for name in ("train_loss", "dev_loss") if not math.isfinite(metrics[name])]
@@ -182,23 +182,23 @@ class Training(ABC):
             self.best_state = {name: tensor.detach().clone() for name, tensor in self.shipped_state().items()}
         return Epoch(epoch=self.epoch, metrics=metrics, is_last=self._is_last(), note=self.note)
 
-    def _run_updates(self) -> dict[str, float]:
-        num_updates = self.settings.updates_per_epoch
+    def _run_steps(self) -> dict[str, float]:
+        num_steps = self.settings.steps_per_epoch
         loss_sum = torch.zeros((), device=self.device)
         num_right = torch.zeros((), device=self.device)
-        first = (self.epoch - 1) * num_updates
+        first = (self.epoch - 1) * num_steps
         lr = self.settings.lr
-        for update in range(first, first + num_updates):
+        for update in range(first, first + num_steps):
             lr = self.scale_rates(update)
-            loss, share_right = self.run_update(update)
+            loss, share_right = self.train_step(update)
             if self.ema is not None:
                 self.ema.update_parameters(self.module)
             loss_sum += loss
             num_right += share_right
         return {
             "lr": lr,
-            "train_loss": float(loss_sum) / num_updates,
-            "train_accuracy": float(num_right) / num_updates,
+            "train_loss": float(loss_sum) / num_steps,
+            "train_accuracy": float(num_right) / num_steps,
         }
 
     def _is_last(self) -> bool:
@@ -210,12 +210,12 @@ class Training(ABC):
         return self.epoch - max(self.best_epoch, settings.grace_epochs) >= settings.patience_epochs
 
     def shipped_state(self) -> dict[str, Tensor]:
-        """Give the weights that would be shipped if this epoch were the last."""
+        """Return the weights that would be shipped if this epoch were the last."""
         shipped: dict[str, Tensor] = (self.ema.module if self.ema else self.module).state_dict()
         return shipped
 
     def save(self) -> bytes:
-        """Give the trial's checkpoint as it stands."""
+        """Return the trial's checkpoint as it stands."""
         checkpoint = Checkpoint(
             head_settings=self.head_settings,
             state=self.module.state_dict(),

@@ -1,7 +1,7 @@
 """Learning-rate schedules: progress through the training in [0, 1] -> factor on the base rate.
 
 A schedule is arithmetic on two or three numbers, so that a trial is a row of plan.csv and every point of its curve
-can be tested. The first update has progress 0 and the last one 1, whatever the number of updates.
+can be tested. The first update has progress 0 and the last one 1, whatever the number of steps.
 """
 
 import math
@@ -26,8 +26,8 @@ class LrSchedule:
     name: str = "constant"
     boundary: float = 0.5
     """Progress at which `step` drops, or at which the rise of `one_cycle` and `warmup_cosine` ends; in (0, 1)."""
-    boundary_updates: int | None = None
-    """Update at which `step` drops or the warm-up ends, where it is given in updates rather than as a part of the
+    boundary_steps: int | None = None
+    """Update at which `step` drops or the warm-up ends, where it is given in steps rather than as a part of the
     training; takes the place of `boundary`. Beyond the training, `step` never drops and a warm-up ends with it."""
     final_factor: float = 0.1
     """Factor after the drop (`step`) or at progress 1 (`cosine`, `warmup_cosine`, `exponential`); in (0, 1]."""
@@ -39,31 +39,31 @@ class LrSchedule:
             raise ConfigError(f"boundary={self.boundary}: must lie between 0 and 1")
         if not 0 < self.final_factor <= 1:
             raise ConfigError(f"final_factor={self.final_factor}: must be above 0 and at most 1")
-        if self.boundary_updates is None:
+        if self.boundary_steps is None:
             return
-        if self.boundary_updates < 1:
-            raise ConfigError(f"boundary_updates={self.boundary_updates}: must be at least 1")
+        if self.boundary_steps < 1:
+            raise ConfigError(f"boundary_steps={self.boundary_steps}: must be at least 1")
         if self.name not in ("step", *WARMUP_SCHEDULES):
             allowed = ", ".join(("step", *WARMUP_SCHEDULES))
-            raise ConfigError(f"boundary_updates={self.boundary_updates}: {self.name} has no boundary; {allowed} have")
+            raise ConfigError(f"boundary_steps={self.boundary_steps}: {self.name} has no boundary; {allowed} have")
 
-    def rate(self, base_lr: float, update: int, num_updates: int) -> float:
-        """Give the learning rate of update number `update` (from 0) of `num_updates`.
+    def rate(self, base_lr: float, update: int, num_steps: int) -> float:
+        """Return the learning rate of update number `update` (from 0) of `num_steps`.
 
-        A boundary between two updates moves to the later one, so that a warm-up always reaches `base_lr`.
+        A boundary between two steps moves to the later one, so that a warm-up always reaches `base_lr`.
         """
         # One divisor for both: division rounds monotonically, so they compare as the whole numbers do.
-        last = max(1, num_updates - 1)
-        return base_lr * self._factor(update / last, self._find_boundary_update(num_updates) / last)
+        last = max(1, num_steps - 1)
+        return base_lr * self._factor(update / last, self._find_boundary_step(num_steps) / last)
 
-    def warmup_updates(self, num_updates: int) -> int:
-        """Give the number of updates before the warm-up is over, 0 without one: the first update at the base rate."""
-        return self._find_boundary_update(num_updates) if self.name in WARMUP_SCHEDULES else 0
+    def warmup_steps(self, num_steps: int) -> int:
+        """Return the number of steps before the warm-up is over, 0 without one: the first update at the base rate."""
+        return self._find_boundary_step(num_steps) if self.name in WARMUP_SCHEDULES else 0
 
-    def _find_boundary_update(self, num_updates: int) -> int:
-        """Give the first update at or past the boundary; a warm-up ends with the training at the latest."""
-        last = num_updates - 1
-        update = self.boundary_updates
+    def _find_boundary_step(self, num_steps: int) -> int:
+        """Return the first update at or past the boundary; a warm-up ends with the training at the latest."""
+        last = num_steps - 1
+        update = self.boundary_steps
         if update is None:
             # Not ceil: 0.28 * 25 comes out above 7, though 7 / 25 is 0.28.
             update = round(self.boundary * last)
@@ -75,8 +75,8 @@ class LrSchedule:
         return _CURVES[self.name](self, min(1.0, max(0.0, progress)), boundary)
 
 
-TWO_STAGE = LrSchedule(name="step", boundary_updates=1000, final_factor=0.1)
-"""The paper's 3.4a, then 3.4b: 1000 updates at the base rate (theirs was 0.01), then a tenth of it."""
+TWO_STAGE = LrSchedule(name="step", boundary_steps=1000, final_factor=0.1)
+"""The paper's 3.4a, then 3.4b: 1000 steps at the base rate (theirs was 0.01), then a tenth of it."""
 
 
 def _constant(_schedule: LrSchedule, _progress: float, _boundary: float) -> float:

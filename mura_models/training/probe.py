@@ -11,16 +11,16 @@ from mura_models.training.search_data import SearchData, measure_features
 
 
 class ProbeTraining(Training):
-    """The K heads of one trial, trained side by side on embeddings under the four outcomes."""
+    """The K heads of one trial, trained side by side on embeddings under the four views."""
 
     def __init__(self, data: SearchData, settings: TrialSettings, *, device: str = "cpu") -> None:
         super().__init__(data, settings, device=device)
         self.heads = Heads(self.head_settings, seed=settings.seed)
-        self.heads.standardise_by(*measure_features(data))
+        self.heads.standardize_by(*measure_features(data))
         self.module = nn.ModuleDict({"heads": self.heads}).to(self.device)
         self.optimizer = make_head_optimizer(self.heads, settings)
 
-    def run_update(self, update: int) -> tuple[Tensor, Tensor]:
+    def train_step(self, update: int) -> tuple[Tensor, Tensor]:
         """Train every head on its own batch."""
         features_KBD, labels_KB, weights_KB = self._fetch_batch(update)
         logits_KBC = self.heads(features_KBD)
@@ -32,8 +32,8 @@ class ProbeTraining(Training):
         return loss_K.detach().mean(), share_right
 
     def _fetch_batch(self, update: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        entries_KB, outcomes_KB = self.batches.draw(update)
-        features_KBD = self.data.features_NOD[self.data.rows[entries_KB], outcomes_KB]
+        entries_KB, views_KB = self.batches.draw(update)
+        features_KBD = self.data.features_NVD[self.data.rows[entries_KB], views_KB]
         labels_KB = torch.from_numpy(self.data.labels[entries_KB].astype(np.int64)).to(self.device)
         weights_KB = None
         if self.row_weights is not None:
@@ -42,12 +42,12 @@ class ProbeTraining(Training):
 
     @torch.no_grad()
     def predict_dev(self) -> np.ndarray:
-        """Give the logits [m, C] of the dev rows under the plain outcome."""
+        """Return the logits [m, C] of the dev rows under the plain view."""
         data = self.data
         logits_nC = np.zeros((len(data.rows), data.num_outputs), np.float32)
         for head, fold in enumerate(data.held_out):
             entries = np.flatnonzero(data.folds == fold)
-            features_BD = torch.from_numpy(data.features_NOD[data.rows[entries], 0]).to(self.device).float()
+            features_BD = torch.from_numpy(data.features_NVD[data.rows[entries], 0]).to(self.device).float()
             logits_nC[entries] = self.heads.forward_one(head, features_BD).cpu().numpy()
         dev_logits: np.ndarray = logits_nC[data.dev_entries]
         return dev_logits

@@ -1,4 +1,4 @@
-"""Which rows, under which augmentation outcomes, each update of each head sees: a function of seed and update.
+"""Which rows, under which augmentation views, each update of each head sees: a function of seed and update.
 
 Here too is what is done against imbalance, always alike for a specialist and its baseline:
 
@@ -28,23 +28,23 @@ class BatchPlan:
         folds: np.ndarray,
         *,
         held_out: Sequence[int],
-        num_outcomes: int,
+        num_views: int,
         batch_size: int,
         balanced_by: np.ndarray | None = None,
         seed: int,
     ) -> None:
         self._batch_size = batch_size
-        self._num_outcomes = num_outcomes
+        self._num_views = num_views
         self._seed = seed
         self._entries = [np.flatnonzero(folds != fold) for fold in held_out]
         self._weights = [None if balanced_by is None else _balance(balanced_by[entries]) for entries in self._entries]
         self._passes: dict[tuple[int, int], np.ndarray] = {}
 
     def draw(self, update: int) -> tuple[np.ndarray, np.ndarray]:
-        """Give rows [K, B] and outcomes [K, B] of update number `update`."""
+        """Return rows [K, B] and views [K, B] of update number `update`."""
         size = self._batch_size
         rng = np.random.default_rng([self._seed, update])
-        outcomes_KB = rng.integers(self._num_outcomes, size=(len(self._entries), size))
+        views_KB = rng.integers(self._num_views, size=(len(self._entries), size))
         rows_KB = np.empty((len(self._entries), size), np.int64)
         for head, (entries, weights) in enumerate(zip(self._entries, self._weights, strict=True)):
             if weights is not None:
@@ -54,10 +54,10 @@ class BatchPlan:
             for number in range(position[0] // len(entries), position[-1] // len(entries) + 1):
                 here = position // len(entries) == number
                 rows_KB[head, here] = self._shuffle(head, number)[position[here] % len(entries)]
-        return rows_KB, outcomes_KB
+        return rows_KB, views_KB
 
     def _shuffle(self, head: int, number: int) -> np.ndarray:
-        """Give the order of pass `number` over the rows that a head may see."""
+        """Return the order of pass `number` over the rows that a head may see."""
         if (head, number) not in self._passes:
             self._passes.pop((head, number - 2), None)
             rng = np.random.default_rng([self._seed, head, number, 1])
@@ -66,14 +66,14 @@ class BatchPlan:
 
 
 def balance_by(sampling: Sampling, bones: np.ndarray, labels: np.ndarray | None) -> np.ndarray | None:
-    """Give what must be drawn equally often, a value a row; None where every row is. A router has no `labels`."""
+    """Return what must be drawn equally often, a value a row; None where every row is. A router has no `labels`."""
     if sampling == "balanced_bones" or (sampling == "balanced_bones_labels" and labels is None):
         return bones
     return _join(bones, labels) if sampling == "balanced_bones_labels" else None
 
 
 def weigh_labels(sampling: Sampling, bones: np.ndarray, labels: np.ndarray | None) -> np.ndarray | None:
-    """Give each row's weight in the loss, float32 with mean 1: the share of the bone's rows with the other label.
+    """Return each row's weight in the loss, float32 with mean 1: the share of the bone's rows with the other label.
 
     A router's rows are weighted inversely to their bone's number. None where all weigh the same.
     """
@@ -91,7 +91,7 @@ def weigh_labels(sampling: Sampling, bones: np.ndarray, labels: np.ndarray | Non
 
 
 def weigh_rows(sampling: Sampling, bones: np.ndarray, labels: np.ndarray | None) -> np.ndarray | None:
-    """Give the weights, with mean 1, under which a fit over all rows at once sees what `sampling` shows a training."""
+    """Return the weights, with mean 1, under which a fit over all rows at once sees what `sampling` shows a training."""
     balanced_by = balance_by(sampling, bones, labels)
     return weigh_labels(sampling, bones, labels) if balanced_by is None else _balance(balanced_by) * len(bones)
 
@@ -103,7 +103,7 @@ def _join(bones: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
 
 
 def _balance(values: np.ndarray) -> np.ndarray:
-    """Give each row a probability such that every value is drawn equally often."""
+    """Return each row a probability such that every value is drawn equally often."""
     _, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
     weights: np.ndarray = 1.0 / counts[codes]
     weights /= weights.sum()

@@ -1,6 +1,6 @@
-"""The rows of one search: embeddings, films, labels and folds.
+"""The rows of one search: embeddings, images, labels and folds.
 
-Shapes: N rows (images) of train, n of the search, O outcomes, D features, K heads (held-out folds).
+Shapes: N rows (images) of train, n of the search, O views, D features, K heads (held-out folds).
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 class SearchData:
     """The rows that one search trains on and is judged by; `features_NOD` is shared by all searches."""
 
-    features_NOD: np.ndarray
+    features_NVD: np.ndarray
     """Every training image's embeddings by the frozen backbone, float16."""
     rows: np.ndarray
     """Which of them belong to this search: [n] indices into N. The arrays below have one entry a row of these."""
@@ -28,8 +28,8 @@ class SearchData:
     """The dev folds, one head each: head k never sees the rows of fold `held_out[k]`."""
     bone_classes: tuple[str, ...] | None = None
     """The classes in their order where the target is the bone (the router); None where it is the abnormality."""
-    films_NHW: np.ndarray | None = None
-    """Every training film, uint8, in the order of `features_NOD`; None where only heads are trained."""
+    images_NHW: np.ndarray | None = None
+    """Every training image, uint8, in the order of `features_NOD`; None where only heads are trained."""
 
     @property
     def is_router(self) -> bool:
@@ -48,8 +48,8 @@ class SearchData:
 
 
 def measure_features(data: SearchData) -> tuple[Tensor, Tensor]:
-    """Give mean and standard deviation [K, D] of each head's own training rows, plain outcome."""
-    features_nD = data.features_NOD[data.rows, 0].astype(np.float32)
+    """Return mean and standard deviation [K, D] of each head's own training rows, plain view."""
+    features_nD = data.features_NVD[data.rows, 0].astype(np.float32)
     moments = [(f.mean(0), f.std(0)) for f in (features_nD[data.folds != fold] for fold in data.held_out)]
     mean_KD, std_KD = (torch.from_numpy(np.stack(part)) for part in zip(*moments, strict=True))
     return mean_KD, std_KD

@@ -12,18 +12,18 @@ from ray.exceptions import AuthenticationError, OutOfDiskError
 from mura_models.errors import ConfigError, StorageError
 from orchestrator.cluster.local_ray import shown_without_paths, start_ray_here
 from orchestrator.cluster.signals import handlers_kept, uninterrupted
-from orchestrator.run.execution import Placement, check_address
+from orchestrator.run.execution import ExecutionOptions, check_address
 
 JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the process that `ray job submit` starts."""
 
 
-KNOCK_S = 10.0
+CONNECT_TIMEOUT_S = 10.0
 """How long a cluster may take to answer at its address (chosen by us)."""
 
 
 @contextmanager
-def connected(placement: Placement) -> Iterator[None]:
+def connected(execution: ExecutionOptions) -> Iterator[None]:
     """Join the cluster that `find_address` gives, else start Ray here, on 127.0.0.1 alone.
 
     Raises ConfigError where no cluster answers at the address, or one that takes neither this token nor these versions.
@@ -34,7 +34,7 @@ def connected(placement: Placement) -> Iterator[None]:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     with shown_without_paths():
         try:
-            _start_or_join(find_address(placement))
+            _start_or_join(find_address(execution))
             yield
         except OutOfDiskError as error:
             raise StorageError(f"Ray's folder for objects is full ({_first_line(error)}); make room there") from error
@@ -47,7 +47,7 @@ def _start_or_join(address: str | None) -> None:
     try:
         with handlers_kept():
             if address:
-                knock(address)
+                check_port_open(address)
                 ray.init(address=address, log_to_driver=False, logging_level="WARNING")
             else:  # a Ray that somebody else left running on this machine is not joined unasked
                 start_ray_here(log_to_driver=False, logging_level="WARNING")
@@ -63,33 +63,33 @@ def _start_or_join(address: str | None) -> None:
         raise ConfigError(f"address={address}: {told}; install the same Ray and Python here and there") from error
 
 
-def find_address(placement: Placement) -> str | None:
-    """Give the address of the cluster to join: `--address`, else $RAY_ADDRESS; None where Ray is started here.
+def find_address(execution: ExecutionOptions) -> str | None:
+    """Return the address of the cluster to join: `--address`, else $RAY_ADDRESS; None where Ray is started here.
 
     Raises ConfigError where $RAY_ADDRESS is none that a run can join by.
     """
-    address, named = placement.address, os.environ.get("RAY_ADDRESS")
+    address, named = execution.address, os.environ.get("RAY_ADDRESS")
     if named and address in (None, "auto"):  # as Ray reads it: $RAY_ADDRESS goes before a search for a cluster
         check_address(named, given_by="RAY_ADDRESS")
         address = named
     return None if address == "local" else address
 
 
-def knock(address: str) -> None:
+def check_port_open(address: str) -> None:
     """Raise OSError where nothing listens at HOST:PORT: Ray itself would wait there for minutes."""
     host, _, port = address.rpartition(":")
     if host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 def find_dashboard() -> str | None:
-    """Give the dashboard's address, if Ray has one."""
+    """Return the dashboard's address, if Ray has one."""
     url = ray._private.worker.get_dashboard_url()
     return f"http://{url}" if url else None
 
 
 def find_metrics_endpoints() -> list[str]:
-    """Give each living node's address for Prometheus."""
+    """Return each living node's address for Prometheus."""
     return [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         for node in ray.nodes()

@@ -42,7 +42,7 @@ def start_ray_here(**options: Any) -> None:
 
 
 def uses_rays_token_file() -> bool:
-    """Say whether a Ray that is started here asks for a token and takes it from `~/.ray/auth_token`."""
+    """Return whether a Ray that is started here asks for a token and takes it from `~/.ray/auth_token`."""
     mode = read_auth_mode(os.environ.get(AUTH_MODE))
     return mode != "disabled" and not any(os.environ.get(name) for name in OWN_TOKEN)
 
@@ -89,7 +89,7 @@ def shown_without_paths() -> Iterator[None]:
 
 
 def describe_command(argv: Sequence[str]) -> str:
-    """Give a command as others may see it: PATH for everything that lies in a folder."""
+    """Return a command as others may see it: PATH for everything that lies in a folder."""
     return shlex.join([Path(argv[0]).name, *(_PATH.sub("PATH", part) for part in argv[1:])])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import ray
 
-FILMS_PER_TASK = 64
+IMAGES_PER_TASK = 64
 MIN_UNDER_WAY = 8
 """Tasks waiting at least, so that an autoscaler with no node yet has something to start one for."""
 

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from mura_models.data.dataset import patient_codes
-from mura_models.evaluation.bootstrap import Estimate, summarise
+from mura_models.evaluation.bootstrap import Estimate, summarize
 from mura_models.evaluation.metrics import Scored
-from orchestrator.run.names import BASELINE, ROUTER, name_specialist
+from orchestrator.run.names import BASELINE, ROUTER, specialist_target
 
 HUMERUS = "humerus"
 """The only bone for which the paper trained specialists."""
@@ -85,7 +85,7 @@ PAPER_SYSTEMS = (
     ),
     PaperSystem(
         section="5",
-        system="served_routed",
+        system="selected_routed",
         description="the paper's proposal as this run would ship it: the bundle",
     ),
 )
@@ -94,7 +94,7 @@ PAPER_SYSTEMS = (
 def compare_with_paper(
     predictions: pd.DataFrame, *, bones_without_specialist: Mapping[str, str], failed_searches: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Give report.json's `paper`: a row a system of the paper, or a row a bone; a system not predicted has one as well.
+    """Return report.json's `paper`: a row a system of the paper, or a row a bone; a system not predicted has one as well.
 
     The threshold is 0.5 for all, so calibration moves no answer: a temperature leaves 0.5 where it is. The mappings say
     why a bone, or a search (`specialist:<bone>/<recipe>`), has no model: there the baseline would answer, and no
@@ -110,9 +110,9 @@ def compare_with_paper(
             rows.append(_measure(paper, predictions, paper.published))
             continue
         reasons = {
-            bone: why
+            bone: absent
             for bone in predictions["bone"].unique()
-            if (why := _explain_absence(bone, paper.recipe, bones_without_specialist, failed_searches))
+            if (absent := _explain_absence(bone, paper.recipe, bones_without_specialist, failed_searches))
         }
         rows += _list_bones(paper, predictions, reasons)
     return rows
@@ -129,31 +129,31 @@ def _explain_missing(
     if f"p_{baseline}" not in predictions:
         return failed_searches.get(f"{BASELINE}/{paper.recipe}", NOT_TRAINED)
     if f"p_specialists_{paper.recipe}_oracle" in predictions:
-        failures = [why for search, why in failed_searches.items() if search.startswith(f"{ROUTER}/")]
+        failures = [reason for search, reason in failed_searches.items() if search.startswith(f"{ROUTER}/")]
         return failures[0] if failures else "no router was trained in this run"
     absent = _explain_absence(HUMERUS, paper.recipe, bones_without_specialist, failed_searches)
     return absent if paper.is_by_bone and absent else "no specialist was trained in this run"
 
 
-def _keep_row(paper: PaperSystem, predictions: pd.DataFrame, why: str) -> dict[str, Any]:
-    """Give the row of a system that did not answer: over all bones, or of the humerus alone."""
+def _keep_row(paper: PaperSystem, predictions: pd.DataFrame, reason: str) -> dict[str, Any]:
+    """Return the row of a system that did not answer: over all bones, or of the humerus alone."""
     if not paper.is_by_bone:
-        return _measure(paper, predictions, paper.published, why=why)
+        return _measure(paper, predictions, paper.published, reason=reason)
     images = predictions[predictions["bone"].str.lower() == HUMERUS]
     name = str(images["bone"].iloc[0]) if len(images) else HUMERUS
-    return _measure(paper, images, paper.published, bone=name, why=why)
+    return _measure(paper, images, paper.published, bone=name, reason=reason)
 
 
 def _list_bones(paper: PaperSystem, predictions: pd.DataFrame, reasons: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Give a row a bone, and one for the humerus where the data has none: its published figure is always shown."""
+    """Return a row a bone, and one for the humerus where the data has none: its published figure is always shown."""
     rows = []
     for bone, images in predictions.groupby("bone"):
         name = str(bone)
         published = paper.published if name.lower() == HUMERUS else None
-        rows.append(_measure(paper, images, published, bone=name, why=reasons.get(name)))
+        rows.append(_measure(paper, images, published, bone=name, reason=reasons.get(name)))
     if all(row["bone"].lower() != HUMERUS for row in rows):
-        why = "no humerus in the data"
-        rows.append(_measure(paper, predictions.head(0), paper.published, bone=HUMERUS, why=why))
+        reason = "no humerus in the data"
+        rows.append(_measure(paper, predictions.head(0), paper.published, bone=HUMERUS, reason=reason))
     return rows
 
 
@@ -163,9 +163,11 @@ def _measure(
     published: float | None,
     *,
     bone: str | None = None,
-    why: str | None = None,
+    reason: str | None = None,
 ) -> dict[str, Any]:
-    estimates = {"accuracy": _absent(why), "auroc": _absent(why)} if why else _summarise_at_half(images, paper.system)
+    estimates = (
+        {"accuracy": _absent(reason), "auroc": _absent(reason)} if reason else _summarize_at_half(images, paper.system)
+    )
     return {
         "section": paper.section,
         "system": paper.system,
@@ -176,28 +178,28 @@ def _measure(
         "metric": "accuracy at 0.5",
         "ours": estimates["accuracy"],
         "auroc": estimates["auroc"],
-        "n_images": len(images),
+        "num_images": len(images),
     }
 
 
-def _summarise_at_half(images: pd.DataFrame, system: str) -> dict[str, Estimate]:
+def _summarize_at_half(images: pd.DataFrame, system: str) -> dict[str, Estimate]:
     scored = Scored(
         labels=images["label"].to_numpy(np.int64),
         p_abnormal=images[f"p_{system}"].to_numpy(np.float64),
         thresholds=np.full(len(images), 0.5),
         patients=patient_codes(images),
     )
-    return summarise(scored)
+    return summarize(scored)
 
 
 def _explain_absence(
     bone: str, recipe: str, bones_without_specialist: Mapping[str, str], failed_searches: Mapping[str, str]
 ) -> str | None:
     """Say why no specialist of this recipe answers for a bone; None where one does."""
-    whys = {name.lower(): why for name, why in bones_without_specialist.items()}
-    whys |= {search.lower(): why for search, why in failed_searches.items()}
-    return whys.get(bone.lower()) or whys.get(f"{name_specialist(bone)}/{recipe}".lower())
+    whys = {name.lower(): reason for name, reason in bones_without_specialist.items()}
+    whys |= {search.lower(): reason for search, reason in failed_searches.items()}
+    return whys.get(bone.lower()) or whys.get(f"{specialist_target(bone)}/{recipe}".lower())
 
 
-def _absent(why: str) -> Estimate:
-    return {"value": None, "ci95": None, "why": why}
+def _absent(reason: str) -> Estimate:
+    return {"value": None, "ci95": None, "reason": reason}

@@ -17,77 +17,77 @@ from mura_models.evaluation.calibration import choose_threshold
 from mura_models.evaluation.metrics import Scored, score
 from mura_models.inference.assembly import Assembly, Router
 from orchestrator.run.config import RunConfig
-from orchestrator.run.names import BASELINE, ROUTER, name_specialist
+from orchestrator.run.names import BASELINE, ROUTER, specialist_target
 from orchestrator.search.winners import Winner, find_common_folds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class Selected:
     """What answers for one bone, and why."""
 
     model: str
-    why: str
+    reason: str
     dev: dict[str, float]
     """Study-level metrics of the served model on the bone's dev rows."""
 
 
-def choose_serving(
+def choose_selected(
     config: RunConfig,
     untrainable: Mapping[str, str],
     winners: Mapping[str, Winner],
     bones: Sequence[str],
     *,
     can_route: bool = True,
-) -> dict[str, Served]:
+) -> dict[str, Selected]:
     """Choose for each bone: a specialist where its paired dev gain over the best baseline is above one standard error.
 
     Without `can_route` the best baseline serves all. Raises RunError where no baseline was trained.
     """
     best_baseline = find_best_baseline(config, winners)
-    served = {}
+    selected = {}
     for bone in bones:
-        specialists = _of_target(winners, name_specialist(bone))
-        why = None
+        specialists = _of_target(winners, specialist_target(bone))
+        reason = None
         if not can_route:
-            why = "the best baseline on dev; no specialist can be chosen, for no router was trained"
+            reason = "the best baseline on dev; no specialist can be chosen, for no router was trained"
         elif not specialists:
-            why = f"the best baseline on dev; no specialist: {untrainable.get(bone, 'its trials failed')}"
-        if why is None:
-            served[bone] = _compare(config, best_baseline, specialists, bone)
+            reason = f"the best baseline on dev; no specialist: {untrainable.get(bone, 'its trials failed')}"
+        if reason is None:
+            selected[bone] = _compare(config, best_baseline, specialists, bone)
         else:
             folds = find_common_folds({best_baseline.search: best_baseline})
             dev = score(best_baseline.rate_studies(folds, bone))
-            served[bone] = Served(model=best_baseline.search, why=why, dev=dev)
-    return served
+            selected[bone] = Selected(model=best_baseline.search, reason=reason, dev=dev)
+    return selected
 
 
-def _compare(config: RunConfig, baseline: Winner, specialists: Mapping[str, Winner], bone: str) -> Served:
+def _compare(config: RunConfig, baseline: Winner, specialists: Mapping[str, Winner], bone: str) -> Selected:
     """Hold the best specialist of a bone against the best baseline."""
-    metric = config.served_metric
+    metric = config.selected_metric
     specialist = _find_best(specialists, metric, bone)
     folds = find_common_folds({specialist.search: specialist, baseline.search: baseline})
     specialist_dev, baseline_dev = (winner.rate_studies(folds, bone) for winner in (specialist, baseline))
     measured = _measure_gain(specialist, baseline, metric, bone)
     if measured is None:
-        return Served(model=baseline.search, why="baseline: dev has too few rows to tell", dev=score(baseline_dev))
+        return Selected(model=baseline.search, reason="baseline: dev has too few rows to tell", dev=score(baseline_dev))
     gain, error = measured
     figures = f"paired dev gain in {metric} over the best baseline {gain:+.4f}, standard error {error:.4f}"
     if len(folds) == 1:
         figures += f", on fold {folds[0]} alone"
     if gain > error:
-        return Served(model=specialist.search, why=f"specialist: {figures}", dev=score(specialist_dev))
-    return Served(model=baseline.search, why=f"baseline: {figures}", dev=score(baseline_dev))
+        return Selected(model=specialist.search, reason=f"specialist: {figures}", dev=score(specialist_dev))
+    return Selected(model=baseline.search, reason=f"baseline: {figures}", dev=score(baseline_dev))
 
 
 def find_best_baseline(config: RunConfig, winners: Mapping[str, Winner]) -> Winner:
-    """Give the best baseline on dev, by study. Raises RunError where none was trained.
+    """Return the best baseline on dev, by study. Raises RunError where none was trained.
 
     The best of those that most rows judged, unless one that fewer judged is above it by more than a standard error.
     """
     baselines = _of_target(winners, BASELINE)
     if not baselines:
         raise RunError("no baseline was trained: nothing can be served")
-    metric = config.served_metric
+    metric = config.selected_metric
     most = max(len(winner.dev.labels) for winner in baselines.values())
     holder = _find_best({name: w for name, w in baselines.items() if len(w.dev.labels) == most}, metric)
     rest = {name: w for name, w in baselines.items() if len(w.dev.labels) < most}
@@ -98,13 +98,13 @@ def find_best_baseline(config: RunConfig, winners: Mapping[str, Winner]) -> Winn
 
 
 def _is_clearly_better(challenger: Winner, holder: Winner, metric: str) -> bool:
-    """Say whether a model is above another by more than a standard error on the folds that judged both."""
+    """Return whether a model is above another by more than a standard error on the folds that judged both."""
     measured = _measure_gain(challenger, holder, metric)
     return measured is not None and measured[0] > measured[1]
 
 
 def _measure_gain(a: Winner, b: Winner, metric: str, bone: str | None = None) -> tuple[float, float] | None:
-    """Give the gain of one model over another by study, and its standard error, on the folds that judged both.
+    """Return the gain of one model over another by study, and its standard error, on the folds that judged both.
 
     None where too few rows judged both: fewer than an interval needs, or a gain that no resample changes.
     """
@@ -128,34 +128,34 @@ def _set_thresholds(studies: Scored) -> Scored:
 
 
 def _find_best(winners: Mapping[str, Winner], metric: str, bone: str | None = None) -> Winner:
-    """Give the highest by study on the folds that judged all; a score that is not a number is the lowest."""
+    """Return the highest by study on the folds that judged all; a score that is not a number is the lowest."""
     folds = find_common_folds(winners)
     scores = {name: score(_set_thresholds(w.rate_studies(folds, bone)))[metric] for name, w in winners.items()}
     return winners[max(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else scores[name])]
 
 
 def rate_routers(winners: Mapping[str, Winner]) -> dict[str, float]:
-    """Give each router's macro F1 by image on the dev rows that judged all of them, by search."""
+    """Return each router's macro F1 by image on the dev rows that judged all of them, by search."""
     routers = _of_target(winners, ROUTER)
     folds = find_common_folds(routers)
     return {name: winner.score_bones(folds) for name, winner in routers.items()}
 
 
 def find_best_router(winners: Mapping[str, Winner]) -> Winner | None:
-    """Give the router with the best macro F1 on dev; of equals the probe, which asks for no backbone of its own."""
+    """Return the router with the best macro F1 on dev; of equals the probe, which asks for no backbone of its own."""
     scores = rate_routers(winners)
     ranked = sorted(scores, key=lambda name: (-scores[name], winners[name].trial.stage))
     return winners[ranked[0]] if ranked else None
 
 
-def assemble(winners: Mapping[str, Winner], serving: Mapping[str, str], bones: Sequence[str]) -> Assembly:
+def assemble(winners: Mapping[str, Winner], selected: Mapping[str, str], bones: Sequence[str]) -> Assembly:
     """Put router and models together; `serving` names the model that answers for each bone."""
     router = find_best_router(winners)
     return Assembly(
         classes=tuple(bones),
         router=Router(recipe=router.trial.recipe, networks=router.networks) if router else None,
         models={winner.model.name: winner.model for winner in winners.values() if winner.model},
-        serving=dict(serving),
+        selected=dict(selected),
     )
 
 
@@ -163,12 +163,12 @@ def _of_target(winners: Mapping[str, Winner], target: str) -> dict[str, Winner]:
     return {name: winner for name, winner in winners.items() if winner.trial.target == target}
 
 
-def describe_served(
-    served: Mapping[str, Served], winners: Mapping[str, Winner], failed: Mapping[str, str]
+def describe_selected(
+    selected: Mapping[str, Selected], winners: Mapping[str, Winner], failed: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Give served.json: what answers for each bone, every search's winner, and the searches that failed."""
+    """Return selected.json: what answers for each bone, every search's winner, and the searches that failed."""
     return {
-        "served": {bone: describe_choice(choice, winners[choice.model]) for bone, choice in served.items()},
+        "selected": {bone: describe_choice(choice, winners[choice.model]) for bone, choice in selected.items()},
         "winners": {
             search: {
                 "trial": winner.trial.trial,
@@ -187,8 +187,8 @@ def describe_served(
     }
 
 
-def describe_choice(choice: Served, winner: Winner) -> dict[str, Any]:
-    """Give report.json's entry of one served model."""
+def describe_choice(choice: Selected, winner: Winner) -> dict[str, Any]:
+    """Return report.json's entry of one served model."""
     assert winner.model is not None
     return {
         "target": winner.trial.target,
@@ -199,5 +199,5 @@ def describe_choice(choice: Served, winner: Winner) -> dict[str, Any]:
         "dev": choice.dev,
         "threshold": winner.model.calibration.threshold,
         "temperature": winner.model.calibration.temperature,
-        "why": choice.why,
+        "reason": choice.reason,
     }

@@ -7,33 +7,33 @@ import numpy as np
 import pandas as pd
 
 from mura_models.data.dataset import patient_codes, study_codes
-from mura_models.evaluation.bootstrap import compare, compare_mean_of_groups, summarise
+from mura_models.evaluation.bootstrap import compare, compare_mean_of_groups, summarize
 from mura_models.evaluation.metrics import Scored, confusion, macro_f1, mean_of_groups, to_studies
 from mura_models.inference.assembly import Assembly, Features
-from orchestrator.run.names import name_specialist
+from orchestrator.run.names import specialist_target
 
 COMPARED_METRICS = ("auroc", "kappa")
 UNITS = ("study", "image")
 
 
 def predict_test(assembly: Assembly, test: pd.DataFrame, features: Features, recipes: Sequence[str]) -> pd.DataFrame:
-    """Give a row a test image: every system's `p_<system>` and `threshold_<system>`, and the served answer."""
+    """Return a row a test image: every system's `p_<system>` and `threshold_<system>`, and the served answer."""
     studies = study_codes(test)
     routing = assembly.route(features, studies)
     true_bones = pd.Categorical(test["bone"], categories=list(assembly.classes)).codes.astype(np.int64)
     rows = np.arange(len(test))
-    ratings = {name: model.rate(features, rows) for name, model in assembly.models.items()}
+    probabilities = {name: model.rate(features, rows) for name, model in assembly.models.items()}
     predictions = test[["path", "bone", "patient", "study", "label"]].reset_index(drop=True)
-    predictions["bone_predicted"] = assembly.name_bones(routing.bones, routing.p_bone)
+    predictions["bone_predicted"] = assembly.decode_bones(routing.bones, routing.p_bone)
     predictions["p_bone"] = routing.p_bone
-    predictions["bone_predicted_by_image"] = assembly.name_bones(routing.image_bones, routing.p_bone)
-    for system, (serving, is_routed) in list_systems(assembly, recipes).items():
+    predictions["bone_predicted_by_image"] = assembly.decode_bones(routing.image_bones, routing.p_bone)
+    for system, (selected, is_routed) in list_systems(assembly, recipes).items():
         bones = routing.bones if is_routed else true_bones
-        p_N, threshold_N = assembly.answer(ratings, bones, serving)
+        p_N, threshold_N = assembly.answer(probabilities, bones, selected)
         predictions[f"p_{system}"] = p_N
         predictions[f"threshold_{system}"] = threshold_N
-    predictions.insert(7, "p_abnormal", predictions["p_served_routed"])
-    is_abnormal = predictions["p_abnormal"] >= predictions["threshold_served_routed"]
+    predictions.insert(7, "p_abnormal", predictions["p_selected_routed"])
+    is_abnormal = predictions["p_abnormal"] >= predictions["threshold_selected_routed"]
     predictions.insert(8, "prediction", is_abnormal.astype(np.int8))
     return predictions
 
@@ -46,14 +46,14 @@ def list_systems(assembly: Assembly, recipes: Sequence[str]) -> dict[str, tuple[
         if baseline not in assembly.models:
             continue
         systems[f"baseline_{recipe}"] = (dict.fromkeys(assembly.classes, baseline), False)
-        own = {bone: f"{name_specialist(bone)}/{recipe}" for bone in assembly.classes}
+        own = {bone: f"{specialist_target(bone)}/{recipe}" for bone in assembly.classes}
         if any(name in assembly.models for name in own.values()):
-            serving = {bone: name if name in assembly.models else baseline for bone, name in own.items()}
-            systems[f"specialists_{recipe}_oracle"] = (serving, False)
+            selected = {bone: name if name in assembly.models else baseline for bone, name in own.items()}
+            systems[f"specialists_{recipe}_oracle"] = (selected, False)
             if assembly.can_route:
-                systems[f"specialists_{recipe}_routed"] = (serving, True)
-    systems["served_oracle"] = (dict(assembly.serving), False)
-    systems["served_routed"] = (dict(assembly.serving), True)
+                systems[f"specialists_{recipe}_routed"] = (selected, True)
+    systems["selected_oracle"] = (dict(assembly.selected), False)
+    systems["selected_routed"] = (dict(assembly.selected), True)
     return systems
 
 
@@ -64,16 +64,16 @@ def name_systems(predictions: pd.DataFrame) -> list[str]:
 
 
 def score_systems(predictions: pd.DataFrame) -> dict[str, Any]:
-    """Give report.json's `systems`: overall, mean of bones, and by true bone; image and study level."""
+    """Return report.json's `systems`: overall, mean of bones, and by true bone; image and study level."""
     units = {system: to_units(predictions, system) for system in name_systems(predictions)}
     bones = {unit: unit_bones(predictions, unit) for unit in UNITS}
     return {
         system: {
-            "overall": _summarise_units(by_unit, {unit: np.ones(len(bones[unit]), bool) for unit in UNITS}),
+            "overall": _summarize_units(by_unit, {unit: np.ones(len(bones[unit]), bool) for unit in UNITS}),
             "mean_of_bones": mean_of_groups(by_unit["study"], bones["study"]),
             "mean_of_bones_by_image": mean_of_groups(by_unit["image"], bones["image"]),
             "by_bone": {
-                bone: _summarise_units(by_unit, {unit: bones[unit] == bone for unit in UNITS})
+                bone: _summarize_units(by_unit, {unit: bones[unit] == bone for unit in UNITS})
                 for bone in sorted(set(predictions["bone"]))
             },
         }
@@ -82,7 +82,7 @@ def score_systems(predictions: pd.DataFrame) -> dict[str, Any]:
 
 
 def score_router(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
-    """Give report.json's `router`: macro F1, accuracy and confusion (rows: the true bone), by image and by study."""
+    """Return report.json's `router`: macro F1, accuracy and confusion (rows: the true bone), by image and by study."""
     by_study = predictions.iloc[np.unique(study_codes(predictions), return_index=True)[1]]
     parts = {"image": (predictions, "bone_predicted_by_image"), "study": (by_study, "bone_predicted")}
     report: dict[str, Any] = {"classes": list(classes)}
@@ -98,7 +98,7 @@ def score_router(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str,
 
 
 def compare_systems(predictions: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Give report.json's `comparisons`: the mean of bones first (the headline), then pooled, then bone by bone."""
+    """Return report.json's `comparisons`: the mean of bones first (the headline), then pooled, then bone by bone."""
     units = {system: to_units(predictions, system) for system in {name for pair in pairs for name in pair}}
     rows = []
     for first, second in pairs:
@@ -124,12 +124,16 @@ def list_pairs(systems: Sequence[str], best_baseline: str) -> list[tuple[str, st
         if system.startswith("specialists_"):
             recipe = system.removeprefix("specialists_").rsplit("_", 1)[0]
             pairs.append((system, f"baseline_{recipe}"))
-    pairs += [("served_routed", best_baseline), ("served_oracle", best_baseline), ("served_routed", "served_oracle")]
+    pairs += [
+        ("selected_routed", best_baseline),
+        ("selected_oracle", best_baseline),
+        ("selected_routed", "selected_oracle"),
+    ]
     return pairs
 
 
 def to_units(predictions: pd.DataFrame, system: str) -> dict[str, Scored]:
-    """Give a system's test rows by image and by study; studies in the order of `unit_bones`."""
+    """Return a system's test rows by image and by study; studies in the order of `unit_bones`."""
     images = Scored(
         labels=predictions["label"].to_numpy(np.int64),
         p_abnormal=predictions[f"p_{system}"].to_numpy(np.float64),
@@ -140,14 +144,14 @@ def to_units(predictions: pd.DataFrame, system: str) -> dict[str, Scored]:
 
 
 def unit_bones(predictions: pd.DataFrame, unit: str) -> np.ndarray:
-    """Give the true bone of each row of a unit."""
+    """Return the true bone of each row of a unit."""
     bones = predictions["bone"].to_numpy(dtype=str)
     if unit == "image":
         return bones
     return bones[np.unique(study_codes(predictions), return_index=True)[1]]
 
 
-def _summarise_units(by_unit: Mapping[str, Scored], masks: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _summarize_units(by_unit: Mapping[str, Scored], masks: Mapping[str, np.ndarray]) -> dict[str, Any]:
     parts = {unit: by_unit[unit].subset(masks[unit]) for unit in UNITS}
-    counts = {"n_images": len(parts["image"].labels), "n_studies": len(parts["study"].labels)}
-    return counts | {unit: summarise(part) for unit, part in parts.items()}
+    counts = {"num_images": len(parts["image"].labels), "num_studies": len(parts["study"].labels)}
+    return counts | {unit: summarize(part) for unit, part in parts.items()}

@@ -13,7 +13,7 @@ PHANTOM_SEED = 0
 
 
 def cache_root() -> Path:
-    """Give the folder of films, embeddings and phantoms."""
+    """Return the folder of images, embeddings and phantoms."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "mura"
 
@@ -52,7 +52,7 @@ def find_mura() -> Path | None:
 def make_phantom(monitor: Monitor) -> Path:
     """Generate the phantom, once, in the cache."""
     monitor.say("NO DATA GIVEN: using the phantom, synthetic radiographs that say nothing about patients.")
-    monitor.say("For real films: --data PATH, or $MURA_DATA, or a folder MURA-v1.1 here.")
+    monitor.say("For real images: --data PATH, or $MURA_DATA, or a folder MURA-v1.1 here.")
     root = cache_root() / f"phantom-{PHANTOM_SCALE:g}-{PHANTOM_SEED}"
     return write_phantom(
         root,

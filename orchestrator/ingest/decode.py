@@ -1,4 +1,4 @@
-"""Decode once, embed once, on the cluster: films and embeddings into the cache of the driver.
+"""Decode once, embed once, on the cluster: images and embeddings into the cache of the driver.
 
 The driver reads the files and sends their bytes, so that no worker needs the driver's disk; a worker decodes, resizes
 and sends back one small array. On the dashboard its tasks are called `decode_images`.
@@ -21,20 +21,20 @@ from mura_models.data.preprocessing import Preprocessing, resize_image
 from mura_models.errors import ConfigError, ImageError, RunError, StorageError
 from mura_models.networks.backbones import Backbone, load_backbone
 from mura_models.networks.runtimes import RuntimeChoice, choose_runtime
-from mura_models.storage import is_disk_trouble, repeat_patiently
-from orchestrator.cluster.task_pool import FILMS_PER_TASK, run_bounded, split_rows
-from orchestrator.ingest.embed import OnProgress, embed_films
+from mura_models.storage import is_disk_trouble, retry
+from orchestrator.cluster.task_pool import IMAGES_PER_TASK, run_bounded, split_rows
+from orchestrator.ingest.embed import OnProgress, embed_all
 from orchestrator.run.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ingested:
-    """The films, their embeddings and how they came about."""
+    """The images, their embeddings and how they came about."""
 
-    films: CachedArray
+    images: CachedArray
     """uint8 [n, S, S]"""
     embeddings: CachedArray
-    """float16 [n, O, D]"""
+    """float16 [n, V, D]"""
     backbone: Backbone
     choice: RuntimeChoice
     num_decoded: int
@@ -59,10 +59,10 @@ def ingest(
     backbone = load_backbone(config.backbone)  # what is wrong with it is said before hours of decoding
     choice = (choose_gpu_runtime(backbone.name) if has_gpus else None) or choose_runtime(backbone.name, "cpu")
     check_same_device(choice, begun_with)
-    films, num_decoded = decode_films(manifest, config.preprocessing, cache=cache, on_progress=on_progress)
-    embeddings, choice, num_embedded = embed_films(
-        films,
-        films.digests,
+    images, num_decoded = decode_all(manifest, config.preprocessing, cache=cache, on_progress=on_progress)
+    embeddings, choice, num_embedded = embed_all(
+        images,
+        images.digests,
         config.preprocessing,
         backbone,
         choice,
@@ -70,13 +70,13 @@ def ingest(
         on_progress=on_progress,
     )
     return Ingested(
-        films=films,
+        images=images,
         embeddings=embeddings,
         backbone=backbone,
         choice=choice,
         num_decoded=num_decoded,
         num_embedded=num_embedded,
-        failures=films.failures,
+        failures=images.failures,
     )
 
 
@@ -93,13 +93,13 @@ def check_same_device(choice: RuntimeChoice, begun_with: RuntimeChoice | None) -
         )
 
 
-def decode_films(
+def decode_all(
     manifest: pd.DataFrame, preprocessing: Preprocessing, *, cache: Path, on_progress: OnProgress
 ) -> tuple[CachedArray, int]:
-    """Give the store of these files, and how many were decoded for it."""
+    """Return the store of these files, and how many were decoded for it."""
     files = manifest.drop_duplicates("digest").sort_values("digest")
     digests = list(files["digest"])
-    folder = name_films(cache, preprocessing, digests)
+    folder = name_images(cache, preprocessing, digests)
     if cached := open_cached(folder):
         return cached, 0
     preprocessing_ref = ray.put(preprocessing)
@@ -113,10 +113,10 @@ def decode_films(
     def produce(left: Sequence[str]) -> Iterator[Part]:
         num_done = len(digests) - len(left)
         rows = files[files["digest"].isin(left)]
-        for names, films, failed in run_bounded(submit, split_rows(rows, FILMS_PER_TASK)):
+        for names, images, failed in run_bounded(submit, split_rows(rows, IMAGES_PER_TASK)):
             num_done += len(names) + len(failed)
             on_progress("decode", num_done, len(digests))
-            yield names, films, failed
+            yield names, images, failed
 
     size_px = preprocessing.image_size_px
     return write_cached(folder, digests, produce, row_shape=(size_px, size_px), dtype="uint8"), len(digests)
@@ -129,17 +129,17 @@ def read_again(path: Path, digest: str) -> bytes:
         try:
             return path.read_bytes()
         except OSError as error:
-            text = f"a film cannot be read any more ({error.strerror}); once it can, the same command continues"
+            text = f"an image cannot be read any more ({error.strerror}); once it can, the same command continues"
             raise (StorageError if is_disk_trouble(error) else RunError)(text) from error
 
-    content = repeat_patiently(read)
+    content = retry(read)
     if hashlib.sha256(content).hexdigest() != digest:
-        raise RunError("a film was changed after the data was scanned; the same command scans anew")
+        raise RunError("an image was changed after the data was scanned; the same command scans anew")
     return content
 
 
-def name_films(cache: Path, preprocessing: Preprocessing, digests: Sequence[str]) -> Path:
-    """Name the store of the films of these files; `digests` sorted."""
+def name_images(cache: Path, preprocessing: Preprocessing, digests: Sequence[str]) -> Path:
+    """Name the store of the images of these files; `digests` sorted."""
     return cache / "store" / name_content([preprocessing.key(), *digests])
 
 
@@ -147,17 +147,17 @@ def name_films(cache: Path, preprocessing: Preprocessing, digests: Sequence[str]
 def decode_images(
     named: list[tuple[str, str]], contents: list[bytes], preprocessing: Preprocessing
 ) -> tuple[list[str], np.ndarray, dict[str, str]]:
-    """Decode and resize files given as (digest, suffix) and bytes: digests and films [B, S, S], and what failed."""
-    films, names, failed = [], [], {}
+    """Decode and resize files given as (digest, suffix) and bytes: digests and images [B, S, S], and what failed."""
+    images, names, failed = [], [], {}
     for (digest, suffix), content in zip(named, contents, strict=True):
         try:
-            films.append(resize_image(decode_image(content, suffix), preprocessing))
+            images.append(resize_image(decode_image(content, suffix), preprocessing))
             names.append(digest)
         except ImageError as error:
             failed[digest] = str(error)
     size_px = preprocessing.image_size_px
-    films_BHW = np.stack(films) if films else np.zeros((0, size_px, size_px), np.uint8)
-    return names, films_BHW, failed
+    images_BHW = np.stack(images) if images else np.zeros((0, size_px, size_px), np.uint8)
+    return names, images_BHW, failed
 
 
 def choose_gpu_runtime(backbone_name: str) -> RuntimeChoice | None:

@@ -1,4 +1,4 @@
-"""Films -> embeddings on the cluster, by the frozen backbone or by one that was trained here, cached by content.
+"""Images -> embeddings on the cluster, by the frozen backbone or by one that was trained here, cached by content.
 
 On the dashboard the tasks are called `embed_images`.
 """
@@ -11,36 +11,36 @@ import numpy as np
 import ray
 
 from mura_models.data.cache import CachedArray, Part, name_content, open_cached, write_cached
-from mura_models.data.preprocessing import OUTCOMES, Preprocessing
+from mura_models.data.preprocessing import VIEWS, Preprocessing
 from mura_models.networks.backbones import Backbone
-from mura_models.networks.embeddings import embed_outcomes, embedding_key
+from mura_models.networks.embeddings import embed_views, embedding_key
 from mura_models.networks.runtimes import Embedder, RuntimeChoice, prepare_model
-from orchestrator.cluster.task_pool import FILMS_PER_TASK, run_bounded, split_range
+from orchestrator.cluster.task_pool import IMAGES_PER_TASK, run_bounded, split_range
 
-FILMS_PER_GPU_TASK = 2048
+IMAGES_PER_GPU_TASK = 2048
 """Enough to make up for a process that starts CUDA (chosen by us)."""
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with what is done ("decode", "embed"), how many films of how many."""
+"""Called with what is done ("decode", "embed"), how many images of how many."""
 
 
-def embed_films(
-    films: CachedArray,
+def embed_all(
+    images: CachedArray,
     digests: Sequence[str],
     preprocessing: Preprocessing,
     backbone: Backbone,
     choice: RuntimeChoice,
     *,
-    outcomes: Sequence[tuple[bool, bool]] = OUTCOMES,
+    views: Sequence[tuple[bool, bool]] = VIEWS,
     cache: Path,
     on_progress: OnProgress,
 ) -> tuple[CachedArray, RuntimeChoice, int]:
-    """Give the embeddings of these films under each outcome, what ran the backbone, and how many were embedded."""
+    """Return the embeddings of these images under each view, what ran the backbone, and how many were embedded."""
     wanted = sorted(set(digests))
 
     def name_folder(choice: RuntimeChoice) -> Path:
         key = embedding_key(preprocessing, backbone, choice)
-        return name_embeddings(cache, key, wanted, outcomes)
+        return name_embeddings(cache, key, wanted, views)
 
     if cached := open_cached(name_folder(choice)):
         return cached, choice, 0
@@ -52,54 +52,52 @@ def embed_films(
 
     def produce(left: Sequence[str]) -> Iterator[Part]:
         num_done = len(wanted) - len(left)
-        parts = _embed_in_parts(films.rows, films.find(left), model_ref, key=key, choice=choice, outcomes=outcomes)
-        for rows, embeddings_BOD in parts:
+        parts = _embed_in_parts(images.rows, images.find(left), model_ref, key=key, choice=choice, views=views)
+        for rows, embeddings_BVD in parts:
             num_done += len(rows)
             on_progress("embed", num_done, len(wanted))
-            yield left[rows.start : rows.stop], embeddings_BOD, {}
+            yield left[rows.start : rows.stop], embeddings_BVD, {}
 
-    row_shape = (len(outcomes), backbone.num_features)
+    row_shape = (len(views), backbone.num_features)
     embeddings = write_cached(name_folder(choice), wanted, produce, row_shape=row_shape, dtype="float16")
     return embeddings, choice, len(wanted)
 
 
-def name_embeddings(
-    cache: Path, key: str, digests: Sequence[str], outcomes: Sequence[tuple[bool, bool]] = OUTCOMES
-) -> Path:
-    """Name the entry of these films' embeddings; `digests` sorted, and none twice."""
-    return cache / name_content([key, *([] if outcomes == OUTCOMES else [repr(outcomes)]), *digests])
+def name_embeddings(cache: Path, key: str, digests: Sequence[str], views: Sequence[tuple[bool, bool]] = VIEWS) -> Path:
+    """Name the entry of these images' embeddings; `digests` sorted, and none twice."""
+    return cache / name_content([key, *([] if views == VIEWS else [repr(views)]), *digests])
 
 
 def _embed_in_parts(
-    films_NHW: np.ndarray,
+    images_NHW: np.ndarray,
     places: np.ndarray,
     model_ref: Any,
     *,
     key: str,
     choice: RuntimeChoice,
-    outcomes: Sequence[tuple[bool, bool]],
+    views: Sequence[tuple[bool, bool]],
 ) -> Iterator[tuple[range, np.ndarray]]:
-    """Embed the films at these places, a task a part; give parts of `places` and float16 [B, O, D] as they come."""
-    task, films_per_task = (ON_GPU, FILMS_PER_GPU_TASK) if choice.device == "cuda" else (ON_CPU, FILMS_PER_TASK)
+    """Embed the images at these places, a task a part; give parts of `places` and float16 [B, V, D] as they come."""
+    task, images_per_task = (ON_GPU, IMAGES_PER_GPU_TASK) if choice.device == "cuda" else (ON_CPU, IMAGES_PER_TASK)
 
     def submit(rows: range) -> Any:
-        films_BHW = films_NHW[places[rows.start : rows.stop]]
-        return task.remote(rows, films_BHW, [model_ref], key, choice, outcomes=outcomes)
+        images_BHW = images_NHW[places[rows.start : rows.stop]]
+        return task.remote(rows, images_BHW, [model_ref], key, choice, views=views)
 
-    return run_bounded(submit, split_range(len(places), films_per_task))
+    return run_bounded(submit, split_range(len(places), images_per_task))
 
 
 def embed_images(
     rows: range,
-    films_BHW: np.ndarray,
+    images_BHW: np.ndarray,
     model: list[Any],
     key: str,
     choice: RuntimeChoice,
     *,
-    outcomes: Sequence[tuple[bool, bool]],
+    views: Sequence[tuple[bool, bool]],
 ) -> tuple[range, np.ndarray]:
-    """Embed films under each outcome: float16 [B, O, D]. `model` holds the reference to it, fetched once."""
-    return rows, embed_outcomes(films_BHW, _open_embedder(key, model[0], choice), outcomes=outcomes)
+    """Embed images under each view: float16 [B, V, D]. `model` holds the reference to it, fetched once."""
+    return rows, embed_views(images_BHW, _open_embedder(key, model[0], choice), views=views)
 
 
 ON_CPU = ray.remote(num_cpus=1)(embed_images)

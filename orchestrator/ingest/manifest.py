@@ -38,14 +38,14 @@ def finish_manifest(config: RunConfig, dataset: DataSet, ingested: Ingested, run
 
 
 def cut_folds(config: RunConfig, manifest: pd.DataFrame) -> np.ndarray:
-    """Give the fold of every row."""
+    """Return the fold of every row."""
     return assign_folds(manifest, num_folds=config.num_folds, seed=config.seed)
 
 
 def check_same_rows(config: RunConfig, manifest: pd.DataFrame, rundir: RunDir) -> None:
-    """Raise ConfigError where the run was begun with other films, another order of them or other folds.
+    """Raise ConfigError where the run was begun with other images, another order of them or other folds.
 
-    Trials know rows by their place. Where the films lie does not count.
+    Trials know rows by their place. Where the images lie does not count.
     """
     if not rundir.manifest.exists():
         return
@@ -53,8 +53,8 @@ def check_same_rows(config: RunConfig, manifest: pd.DataFrame, rundir: RunDir) -
         there = pd.read_parquet(rundir.manifest, columns=["digest", "fold"])
     except (OSError, pyarrow.ArrowException) as error:
         raise ConfigError(f"{rundir.manifest}: damaged ({error}); --fresh starts anew beside it") from error
-    same_films = list(there["digest"]) == list(manifest["digest"])
-    if not same_films or not np.array_equal(there["fold"], cut_folds(config, manifest)):
+    same_images = list(there["digest"]) == list(manifest["digest"])
+    if not same_images or not np.array_equal(there["fold"], cut_folds(config, manifest)):
         raise ConfigError(
             f"{rundir.manifest}: its rows or folds are not those of this command, by another order of the rows or "
             "another version of this program; --fresh starts anew beside it"

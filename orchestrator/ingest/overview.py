@@ -1,4 +1,4 @@
-"""A look at the data before anything is trained: exploration.json, a few films, data.html."""
+"""A look at the data before anything is trained: exploration.json, a few images, data.html."""
 
 from dataclasses import asdict
 from typing import Any
@@ -9,7 +9,7 @@ from mura_models.data.cache import CachedArray
 from mura_models.data.dataset import DataSet, study_codes
 from mura_models.data.scan import count_reasons
 from mura_models.data.statistics import Exploration, explore
-from mura_models.storage import whole_folder
+from mura_models.storage import atomic_directory
 from orchestrator.report import render_data_page
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
@@ -19,21 +19,21 @@ SCHEMA = 1
 
 
 def explore_data(
-    config: RunConfig, dataset: DataSet, manifest: pd.DataFrame, films: CachedArray, rundir: RunDir
+    config: RunConfig, dataset: DataSet, manifest: pd.DataFrame, images: CachedArray, rundir: RunDir
 ) -> None:
-    """Write exploration.json and its films, unless they are there, and the page from them."""
+    """Write exploration.json and its images, unless they are there, and the page from them."""
     if not rundir.exploration.exists():
-        exploration = explore(manifest, films, config.preprocessing, seed=config.seed)
-        with whole_folder(rundir.samples) as aside:
+        exploration = explore(manifest, images, config.preprocessing, seed=config.seed)
+        with atomic_directory(rundir.samples) as partial:
             for number, sample in enumerate(exploration.samples):
-                (aside / name_sample(number)).write_bytes(sample.png)
+                (partial / name_sample(number)).write_bytes(sample.png)
         data = describe_data(dataset, manifest, pd.read_csv(rundir.quarantine))
         write_json(rundir.exploration, {"schema": SCHEMA, "data": data} | describe_exploration(exploration))
     render_data_page(rundir)
 
 
 def describe_exploration(exploration: Exploration) -> dict[str, Any]:
-    """Give an exploration as JSON; a sample names the file of its film."""
+    """Return an exploration as JSON; a sample names the file of its image."""
     plain = asdict(exploration)
     for number, sample in enumerate(plain["samples"]):
         del sample["png"]

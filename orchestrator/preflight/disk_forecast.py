@@ -1,7 +1,7 @@
 """The disk that a run needs, forecast before it starts, by config, data, plan and what is there already.
 
 It is an upper bound: checkpoints count twice (the one before is kept while a trial runs), as if every trial of a stage
-ran to its end, and films count twice while they are decoded (one that fails makes the store be written anew).
+ran to its end, and images count twice while they are decoded (one that fails makes the store be written anew).
 """
 
 import math
@@ -19,18 +19,18 @@ from orchestrator.run.config import RunConfig
 from orchestrator.run.names import ROUTER
 from orchestrator.search.audit import AUDIT_SUFFIX
 from orchestrator.search.plan import Plan, PlannedTrial, holds_out_one_fold
-from orchestrator.search.replicates import REFIT_MARK
+from orchestrator.search.replicates import REPLICATE_MARK
 
 GENERATIONS = 2
 """Checkpoints of a trial that lie there at once: the last one and the one before."""
 LEAST_SHARE = 0.5
 """Of the upper bound that a run will surely write; with less room it is not started (chosen by us)."""
-NUM_OUTCOMES = 4
+NUM_VIEWS = 4
 PRUNED = "PRUNED"
 HEADER_BYTES = 20_000
 """Of a checkpoint: the names and places of its tensors (measured: under 150 a tensor; a network has hundreds)."""
 BYTES_PER_NAME = 100
-"""Of a film in the index of a cache entry: its digest, with quotation marks."""
+"""Of an image in the index of a cache entry: its digest, with quotation marks."""
 BYTES_PER_ROW = 1000
 """Of an image in the manifest, predictions and quarantine together (measured: 300)."""
 BYTES_PER_EPOCH = 2000
@@ -54,14 +54,14 @@ class BackboneSize:
 class Present:
     """What of a run lies there already."""
 
-    has_films: bool = False
+    has_images: bool = False
     has_embeddings: bool = False
-    film_bytes: int = 0
+    image_bytes: int = 0
     """Of a store that is half filled."""
     states: Mapping[str, str] = field(default_factory=dict)
-    """Trial, audit or refit that has ended -> how."""
+    """Trial, audit or replicate that has ended -> how."""
     checkpoint_bytes: Mapping[str, int] = field(default_factory=dict)
-    """Of each trial, audit and refit."""
+    """Of each trial, audit and replicate."""
     other_bytes: int = 0
     """Of the run directory, save its checkpoints."""
 
@@ -77,26 +77,26 @@ class DiskForecast:
 def forecast_disk(
     config: RunConfig, manifest: pd.DataFrame, plan: Plan, size: BackboneSize, present: Present
 ) -> DiskForecast:
-    """Give what the run would still write into the cache and into its directory, at the highest."""
-    num_films = manifest["digest"].nunique()
+    """Return what the run would still write into the cache and into its directory, at the highest."""
+    num_images = manifest["digest"].nunique()
     return DiskForecast(
-        cache=_forecast_cache(config, num_films, size, present),
+        cache=_forecast_cache(config, num_images, size, present),
         run=_forecast_checkpoints(config, manifest, plan, size, present)
         + max(0, _forecast_rest(config, manifest, plan, size) - present.other_bytes),
     )
 
 
-def _forecast_cache(config: RunConfig, num_films: int, size: BackboneSize, present: Present) -> int:
-    index = num_films * BYTES_PER_NAME
-    films = 0 if present.has_films else num_films * config.preprocessing.image_size_px**2 + index
-    embeddings = 0 if present.has_embeddings else num_films * NUM_OUTCOMES * size.num_features * 2 + index
-    return max(2 * films, films + embeddings) - min(films, present.film_bytes)
+def _forecast_cache(config: RunConfig, num_images: int, size: BackboneSize, present: Present) -> int:
+    index = num_images * BYTES_PER_NAME
+    images = 0 if present.has_images else num_images * config.preprocessing.image_size_px**2 + index
+    embeddings = 0 if present.has_embeddings else num_images * NUM_VIEWS * size.num_features * 2 + index
+    return max(2 * images, images + embeddings) - min(images, present.image_bytes)
 
 
 def _forecast_checkpoints(
     config: RunConfig, manifest: pd.DataFrame, plan: Plan, size: BackboneSize, present: Present
 ) -> int:
-    """Give the peak over the stages: what earlier ones leave, and every training of the one that runs."""
+    """Return the peak over the stages: what earlier ones leave, and every training of the one that runs."""
     num_bones = manifest.loc[manifest["split"] == "train", "bone"].nunique()
     peak = left = 0
     for number in plan.stages:
@@ -111,8 +111,8 @@ def _forecast_checkpoints(
             if name not in present.states and any(name.startswith(f"{search}/") for search in weights)
         )
         new = max(0, sum(num_bytes for _, num_bytes in ahead) - running)
-        aside = max((num_bytes for _, num_bytes in ahead), default=0) // GENERATIONS  # until a file is whole
-        peak = max(peak, left + new + aside)
+        partial = max((num_bytes for _, num_bytes in ahead), default=0) // GENERATIONS  # until a file is whole
+        peak = max(peak, left + new + partial)
         unended = {search for search, _ in ahead}
         left += sum(
             _weigh_left(config, search, num_bytes, present, is_ended=search not in unended)
@@ -122,12 +122,12 @@ def _forecast_checkpoints(
 
 
 def _list_ahead(config: RunConfig, stage: Plan, weights: Mapping[str, int], present: Present) -> list[tuple[str, int]]:
-    """Give search and bytes of every trial, audit and refit of a stage that has not ended."""
+    """Return search and bytes of every trial, audit and replicate of a stage that has not ended."""
     states = present.states
     searches = [trial.search for trial in stage.trials if trial.trial not in states]
     for search in weights:
-        ended = sum(name.startswith(f"{search}/") and REFIT_MARK in name for name in states)
-        searches += [search] * (config.refit_seeds - ended)
+        ended = sum(name.startswith(f"{search}/") and REPLICATE_MARK in name for name in states)
+        searches += [search] * (config.replicate_seeds - ended)
     if config.early_stopping:
         stoppable = [trial for trial in stage.trials if states.get(trial.trial, PRUNED) == PRUNED]
         audits = sorted((trial.search for trial in stoppable), key=lambda search: -weights[search])
@@ -137,18 +137,18 @@ def _list_ahead(config: RunConfig, stage: Plan, weights: Mapping[str, int], pres
 
 
 def _weigh_left(config: RunConfig, search: str, num_bytes: int, present: Present, *, is_ended: bool) -> int:
-    """Give the change on the disk once a search is over: what it ships stays, all else goes."""
+    """Return the change on the disk once a search is over: what it ships stays, all else goes."""
     there = sum(size for name, size in present.checkpoint_bytes.items() if name.startswith(f"{search}/"))
     change = _count_shipped(config) * num_bytes - there
     return min(0, change) if is_ended else change
 
 
 def _count_shipped(config: RunConfig) -> int:
-    return config.refit_seeds if config.ensemble else 1
+    return config.replicate_seeds if config.ensemble else 1
 
 
 def measure_checkpoint(config: RunConfig, trial: PlannedTrial, size: BackboneSize, num_bones: int) -> int:
-    """Give the bytes of one checkpoint of a trial: weights, Adam's two moments, average and best epoch, dev logits."""
+    """Return the bytes of one checkpoint of a trial: weights, Adam's two moments, average and best epoch, dev logits."""
     num_outputs = num_bones if trial.target == ROUTER else 1
     is_network = trial.recipe == "finetune"
     weights = _weigh_heads(config, trial, size, num_outputs) + (size.num_bytes if is_network else 0)
@@ -165,7 +165,7 @@ def _weigh_heads(config: RunConfig, trial: PlannedTrial, size: BackboneSize, num
 
 
 def _forecast_rest(config: RunConfig, manifest: pd.DataFrame, plan: Plan, size: BackboneSize) -> int:
-    """Give what lies beside the checkpoints: bundle, embeddings by networks trained here, tables, films, pages."""
+    """Return what lies beside the checkpoints: bundle, embeddings by networks trained here, tables, images, pages."""
     bones = manifest["bone"].nunique()
     firsts = {trial.search: trial for trial in plan.trials}
     num_networks = _count_shipped(config) * sum(trial.recipe == "finetune" for trial in firsts.values())
@@ -174,9 +174,9 @@ def _forecast_rest(config: RunConfig, manifest: pd.DataFrame, plan: Plan, size: 
     )
     embedded = num_networks * len(manifest)  # dev and test, as they are
     if any(trial.depends_on for trial in plan.trials):
-        embedded += NUM_OUTCOMES * len(manifest)
+        embedded += NUM_VIEWS * len(manifest)
     trainings = [trial.num_epochs for trial in plan.trials] + [
-        trial.num_epochs for trial in firsts.values() for _ in range(config.refit_seeds)
+        trial.num_epochs for trial in firsts.values() for _ in range(config.replicate_seeds)
     ]
     return (
         (1 + num_networks) * size.num_bytes
@@ -214,7 +214,7 @@ def measure_space(path: Path) -> Space:
 
 
 def find_existing(path: Path) -> Path:
-    """Give a path, or its nearest parent that exists."""
+    """Return a path, or its nearest parent that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
@@ -242,7 +242,7 @@ def judge_disk(needs: Sequence[tuple[Need, Space]]) -> list[Finding]:
 
 
 def format_bytes(num_bytes: int) -> str:
-    """Give a size as people say it."""
+    """Return a size as people say it."""
     if num_bytes < 10**6:
         return f"{math.ceil(num_bytes / 1000)} kB"
     return f"{num_bytes / 10**6:.0f} MB" if num_bytes < 10**9 else f"{num_bytes / 10**9:.1f} GB"

@@ -19,7 +19,7 @@ from mura_models.networks.embeddings import embedding_key
 from mura_models.networks.runtimes import Device, Precision, RuntimeChoice
 from mura_models.storage import UNFINISHED
 from orchestrator.ingest.dataset import cache_root
-from orchestrator.ingest.decode import name_films
+from orchestrator.ingest.decode import name_images
 from orchestrator.ingest.embed import name_embeddings
 from orchestrator.preflight.disk_forecast import (
     RAY_BYTES,
@@ -49,7 +49,7 @@ CHOICES = (
 def examine_disk(
     config: RunConfig, manifest: pd.DataFrame, plan: Plan, rundir: RunDir, *, starts_ray: bool
 ) -> list[Finding]:
-    """Say whether there is room for what the run would still write."""
+    """Return whether there is room for what the run would still write."""
     forecast = forecast_run(config, manifest, plan, rundir)
     needs = [
         Need(what="the cache", path=cache_root(), num_bytes=forecast.cache, remedy="another $XDG_CACHE_HOME"),
@@ -59,7 +59,7 @@ def examine_disk(
 
 
 def need_of_ray() -> Need:
-    """Give what a Ray that is started here writes beside the run."""
+    """Return what a Ray that is started here writes beside the run."""
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # in Ray's own order
     return Need(what="Ray", path=Path(folder, "ray"), num_bytes=RAY_BYTES, remedy="another RAY_TMPDIR")
 
@@ -76,7 +76,7 @@ def weigh(needs: list[Need]) -> list[Finding]:
 
 
 def forecast_run(config: RunConfig, manifest: pd.DataFrame, plan: Plan, rundir: RunDir | None) -> DiskForecast:
-    """Give what the run would still write. Raises ConfigError for an unknown backbone."""
+    """Return what the run would still write. Raises ConfigError for an unknown backbone."""
     num_features, num_bytes = measure_backbone(config.backbone.name)
     size = BackboneSize(num_features=num_features, num_bytes=num_bytes)
     return forecast_disk(config, manifest, plan, size, find_present(config, manifest, rundir))
@@ -84,14 +84,14 @@ def forecast_run(config: RunConfig, manifest: pd.DataFrame, plan: Plan, rundir: 
 
 def find_present(config: RunConfig, manifest: pd.DataFrame, rundir: RunDir | None) -> Present:
     """Look at what lies in the cache and in the run directory."""
-    store = name_films(cache_root(), config.preprocessing, sorted(set(manifest["digest"])))
-    films = open_cached(store)
-    has_embeddings = films is not None and _has_embeddings(config, films.digests)
+    store = name_images(cache_root(), config.preprocessing, sorted(set(manifest["digest"])))
+    images = open_cached(store)
+    has_embeddings = images is not None and _has_embeddings(config, images.digests)
     checkpoint_bytes, other_bytes = _measure_files(rundir) if rundir else ({}, 0)
     return Present(
-        has_films=films is not None,
+        has_images=images is not None,
         has_embeddings=has_embeddings,
-        film_bytes=_measure_unfinished(store),
+        image_bytes=_measure_unfinished(store),
         states=_read_states(rundir) if rundir else {},
         checkpoint_bytes=checkpoint_bytes,
         other_bytes=other_bytes,
@@ -111,7 +111,7 @@ def _has_embeddings(config: RunConfig, digests: Sequence[str]) -> bool:
 
 
 def _measure_unfinished(store: Path) -> int:
-    """Give the bytes that a writer which was stopped has on the disk: its file has holes where films are to come."""
+    """Return the bytes that a writer which was stopped has on the disk: its file has holes where images are to come."""
     unfinished = store.with_name(f".{store.name}{UNFINISHED}")
     num_bytes = 0
     for path in unfinished.glob("*"):
@@ -123,7 +123,7 @@ def _measure_unfinished(store: Path) -> int:
 def _read_states(rundir: RunDir) -> dict[str, str]:
     """Read how each training ended; unlike a Journal, this leaves alone what another process may be writing."""
     states = {}
-    for path in (rundir.journal, rundir.audit_journal, rundir.refit_journal):
+    for path in (rundir.journal, rundir.audit_journal, rundir.replicate_journal):
         content = path.read_bytes() if path.exists() else b""
         for text in content[: content.rfind(b"\n") + 1].splitlines():
             with suppress(ValueError):  # a damaged line, which the journal's own reader tells of
@@ -134,7 +134,7 @@ def _read_states(rundir: RunDir) -> dict[str, str]:
 
 
 def _measure_files(rundir: RunDir) -> tuple[dict[str, int], int]:
-    """Give the bytes of each trial's checkpoints, and of all else in the run directory."""
+    """Return the bytes of each trial's checkpoints, and of all else in the run directory."""
     checkpoint_bytes: Counter[str] = Counter()
     other_bytes = 0
     for path in rundir.root.rglob("*"):

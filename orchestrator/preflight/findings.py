@@ -25,28 +25,28 @@ class Finding:
 
 
 def ok(what: str, text: str) -> Finding:
-    """Give what is as it should be."""
+    """Return what is as it should be."""
     return Finding(level="ok", what=what, text=text)
 
 
 def warning(what: str, text: str, remedy: str) -> Finding:
-    """Give what a run survives."""
+    """Return what a run survives."""
     return Finding(level="warning", what=what, text=text, remedy=remedy)
 
 
 def problem(what: str, text: str, remedy: str) -> Finding:
-    """Give what would make a run fail."""
+    """Return what would make a run fail."""
     return Finding(level="problem", what=what, text=text, remedy=remedy)
 
 
 def not_checked(what: str, error: object, remedy: str) -> Finding:
-    """Give what could not be found out."""
+    """Return what could not be found out."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return warning(what, f"could not be checked ({lines[-1].strip()[:200]})", remedy)
 
 
 def from_error(what: str, error: UserError, *, remedy: str) -> Finding:
-    """Give the problem that one of our own errors tells; `remedy` where it names none after its last semicolon."""
+    """Return the problem that one of our own errors tells; `remedy` where it names none after its last semicolon."""
     text, semicolon, told = str(error).rpartition("; ")
     text = (text if semicolon else told).removeprefix(what).lstrip()
     return problem(what, text, told if semicolon else remedy)

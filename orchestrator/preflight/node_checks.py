@@ -68,7 +68,7 @@ def check_requirements(requires: Mapping[str, Sequence[str]], versions: Mapping[
 
 
 def check_dashboard_port(holder: str | None) -> Finding:
-    """Say whether the dashboard gets its usual port; `holder` has it already, None where it is free."""
+    """Return whether the dashboard gets its usual port; `holder` has it already, None where it is free."""
     if holder is None:
         return ok("dashboard:", f"port {DASHBOARD_PORT} is free")
     text = f"port {DASHBOARD_PORT} is held by {holder}, so that Ray takes another"

@@ -28,7 +28,7 @@ NODE_S = 150.0
 RETRIES = 3
 """How often the question is put again where a worker dies over it."""
 WEB_S = 3.0
-"""How long a web server may take to answer (chosen by us): below KNOCK_S of cluster.py, as its silence ends no run."""
+"""How long a web server may take to answer (chosen by us): below CONNECT_TIMEOUT_S of cluster.py, as its silence ends no run."""
 PROBE_BYTES = 2**18
 OUR_PACKAGES = ("mura_models", "orchestrator")
 REQUIRING = ("mura-study", "torchvision", "timm", "ray")
@@ -41,12 +41,12 @@ def find_install() -> Install:
 
 
 def list_requirements() -> dict[str, list[str]]:
-    """Give what each of our packages requires of others."""
+    """Return what each of our packages requires of others."""
     return {package: importlib.metadata.requires(package) or [] for package in REQUIRING if _find_version(package)}
 
 
 def list_installed() -> dict[str, str]:
-    """Give the version of every package that is installed."""
+    """Return the version of every package that is installed."""
     return {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
 
 
@@ -127,7 +127,7 @@ class Inbox:
         self._folder = Path(folder)
 
     def pass_through(self, name: str, content: bytes) -> bytes:
-        """Give the bytes as they came back from the disk."""
+        """Return the bytes as they came back from the disk."""
         path = self._folder / name
         try:
             path.write_bytes(content)

@@ -17,10 +17,10 @@ from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from mura_models.data.safe_read import read_file
-from orchestrator.cluster.connection import KNOCK_S, find_address, knock
+from orchestrator.cluster.connection import CONNECT_TIMEOUT_S, check_port_open, find_address
 from orchestrator.cluster.local_ray import AUTH_MODE, OWN_TOKEN, find_token_file, read_auth_mode, uses_rays_token_file
 from orchestrator.preflight.findings import Finding, not_checked, ok, problem, warning
-from orchestrator.run.execution import Placement
+from orchestrator.run.execution import ExecutionOptions
 
 Answer = Literal["open", "accepted", "refused", "silent"]
 """Of a cluster: it asks for no token; takes ours; takes none of ours; does not answer."""
@@ -52,7 +52,7 @@ class TokenFacts:
 
 
 def judge_tokens(facts: TokenFacts) -> list[Finding]:
-    """Say whether this driver gets in, and who else would."""
+    """Return whether this driver gets in, and who else would."""
     mode = read_auth_mode(facts.mode)
     findings = []
     if facts.mode is not None and facts.mode.lower() not in ("token", "disabled"):
@@ -101,10 +101,10 @@ def _explain_refusal(facts: TokenFacts, asks: str, copy_it: str, *, sends_token:
     return problem(TOKEN, f"{asks}, and there is none here", f"export RAY_AUTH_MODE=token, and {copy_it}")
 
 
-def find_token_facts(placement: Placement) -> TokenFacts:
+def find_token_facts(execution: ExecutionOptions) -> TokenFacts:
     """Look at what is set here, and ask the cluster that is to be joined."""
     source, unreadable = _find_source()
-    address = find_address(placement)
+    address = find_address(execution)
     is_closed_at_start = address is None and uses_rays_token_file()  # by local_ray.py
     answer, unknown = None, ""
     mode = os.environ.get(AUTH_MODE)
@@ -145,7 +145,7 @@ def _find_source() -> tuple[str, str]:
 
 
 def is_readable_by_others(path: Path) -> bool:
-    """Say whether others than its owner can read a file: it lets them, and so does every folder on the way."""
+    """Return whether others than its owner can read a file: it lets them, and so does every folder on the way."""
     if not path.is_file():
         return False
     modes = [folder.stat().st_mode for folder in path.absolute().parents]
@@ -160,7 +160,7 @@ def ask_cluster(address: str, *, sends_token: bool) -> Answer:
     if ":" not in address:
         raise ValueError(f"{address} is not HOST:PORT")
     try:
-        knock(address)
+        check_port_open(address)
     except OSError:
         return "silent"
     with grpc.insecure_channel(address) as channel:
@@ -174,7 +174,7 @@ def ask_cluster(address: str, *, sends_token: bool) -> Answer:
 
 def _is_let_in(channel: grpc.Channel) -> bool:
     try:
-        NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=KNOCK_S)
+        NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=CONNECT_TIMEOUT_S)
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
             return False

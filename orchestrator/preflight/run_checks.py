@@ -26,7 +26,7 @@ from orchestrator.preflight.ray_token import find_token_facts, judge_tokens
 from orchestrator.progress import Monitor
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
-from orchestrator.run.execution import Placement
+from orchestrator.run.execution import ExecutionOptions
 from orchestrator.search.plan import Plan
 
 RAY = "Ray:"
@@ -36,7 +36,7 @@ RAY = "Ray:"
 @contextmanager
 def examined(
     config: RunConfig,
-    placement: Placement,
+    execution: ExecutionOptions,
     manifest: pd.DataFrame,
     plan: Plan,
     *,
@@ -47,13 +47,13 @@ def examined(
 
     Raises ConfigError for the first problem.
     """
-    is_local = find_address(placement) is None
-    _settle(examine_machine(config, placement), monitor)
+    is_local = find_address(execution) is None
+    _settle(examine_machine(config, execution), monitor)
     _settle(examine_disk(config, manifest, plan, rundir, starts_ray=is_local), monitor)
-    with connected(placement):
+    with connected(execution):
         monitor.say(f"dashboard: {find_dashboard()} (the token it asks for: ray get-auth-token)")
         monitor.say(f"metrics: {' '.join(find_metrics_endpoints())}")
-        _settle(examine_cluster(placement, rundir.root), monitor)
+        _settle(examine_cluster(execution, rundir.root), monitor)
         yield
 
 
@@ -65,7 +65,7 @@ def _settle(findings: Iterable[Finding], monitor: Monitor) -> None:
     raise_first_problem(findings)
 
 
-def examine_machine(config: RunConfig, placement: Placement) -> Iterator[Finding]:
+def examine_machine(config: RunConfig, execution: ExecutionOptions) -> Iterator[Finding]:
     """Look at this machine before Ray is started or joined: packages, token, dashboard, weights."""
     here, installed = find_install(), list_installed()
     yield ok("python", here.python)
@@ -74,11 +74,11 @@ def examine_machine(config: RunConfig, placement: Placement) -> Iterator[Finding
     versions = ", ".join(f"{package} {version}" for package, version in here.versions.items())
     yield from clashes or [ok("packages", f"{versions} go together; torch is {built_for}")]
     try:
-        address = find_address(placement)
+        address = find_address(execution)
     except ConfigError as error:
         yield from_error(RAY, error, remedy="correct or unset it")
     else:
-        yield from judge_tokens(find_token_facts(placement))
+        yield from judge_tokens(find_token_facts(execution))
         if address is None:
             yield check_dashboard_port(find_port_holder())
     yield examine_weights(config)
@@ -99,19 +99,19 @@ def examine_weights(config: RunConfig) -> Finding:
         return from_error("backbone", error, remedy="give another --backbone")
     host = urlsplit(url).hostname
     remedy = "fetch them on a machine that can and give --weights FILE, or give --weights none"
-    is_there, why = try_download(url)
+    is_there, reason = try_download(url)
     if is_there:
         return ok(what, f"will be fetched from {host}")
     if is_there is None:
-        return warning(what, f"not here yet, and {host} does not say that it has them ({why})", remedy)
-    return problem(what, f"not here yet, and {host} does not give them ({why})", remedy)
+        return warning(what, f"not here yet, and {host} does not say that it has them ({reason})", remedy)
+    return problem(what, f"not here yet, and {host} does not give them ({reason})", remedy)
 
 
-def examine_cluster(placement: Placement, folder: Path) -> Iterator[Finding]:
+def examine_cluster(execution: ExecutionOptions, folder: Path) -> Iterator[Finding]:
     """Look at the cluster that was joined: its nodes, their way to this folder, and whether a trial fits."""
     here = find_install()
     try:
-        share = share_cluster(placement)
+        share = share_cluster(execution)
     except ConfigError as error:
         yield problem("trial:", str(error), "give --cpus-per-trial and --gpus-per-trial that one of them has")
         return

@@ -8,14 +8,14 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from orchestrator.report.figures import GRID, INK, MUTED, Canvas, Drawing, shorten
 
-LABEL_COLOURS = {"normal": "#9cb7c9", "abnormal": "#0b5c8a"}
-SPLIT_COLOURS = {"train": "#5f6b76", "test": "#b9c0c7"}
+LABEL_COLORS = {"normal": "#9cb7c9", "abnormal": "#0b5c8a"}
+SPLIT_COLORS = {"train": "#5f6b76", "test": "#b9c0c7"}
 UNITS = {"image": "images", "study": "studies"}
-BOX_COLOUR = "#0072b2"
+BOX_COLOR = "#0072b2"
 SPREADS = {
     "width_px": ("Width of the files, by image", "pixels"),
     "height_px": ("Height of the files, by image", "pixels"),
-    "mean_grey": ("Exposure, by image", "mean grey level of the film: 0 is black, 255 is white"),
+    "mean_gray": ("Exposure, by image", "mean grey level of the image: 0 is black, 255 is white"),
 }
 MAX_CIRCLE_POINTS2 = 260.0
 
@@ -24,7 +24,7 @@ def draw_data(canvas: Canvas, data: Mapping[str, Any], exploration: Mapping[str,
     """Draw what the data is made of: counts first, then what the files are like."""
     return [
         *(_draw_amounts(canvas, data["splits"], unit) for unit in UNITS),
-        *(_draw_labels(canvas, data["splits"], split, unit) for unit in UNITS for split in SPLIT_COLOURS),
+        *(_draw_labels(canvas, data["splits"], split, unit) for unit in UNITS for split in SPLIT_COLORS),
         *(_draw_spread(canvas, exploration["by_bone"], measure) for measure in SPREADS),
         _draw_sizes(canvas, exploration),
     ]
@@ -32,9 +32,9 @@ def draw_data(canvas: Canvas, data: Mapping[str, Any], exploration: Mapping[str,
 
 def _draw_amounts(canvas: Canvas, splits: Mapping[str, Any], unit: str) -> Drawing:
     bones = sorted({bone for part in splits.values() for bone in part["by_bone"]})
-    counts = {split: [_count(splits[split], bone, UNITS[unit]) for bone in bones] for split in SPLIT_COLOURS}
+    counts = {split: [_count(splits[split], bone, UNITS[unit]) for bone in bones] for split in SPLIT_COLORS}
     with canvas.panel(f"{UNITS[unit].capitalize()} of each bone, by {unit}", _height(bones)) as panel:
-        _draw_bars(panel.axes, bones, counts, SPLIT_COLOURS)
+        _draw_bars(panel.axes, bones, counts, SPLIT_COLORS)
         panel.axes.set_xlabel(UNITS[unit])
     alt = f"{UNITS[unit].capitalize()} of each bone in train and test; the table gives the figures"
     return panel.drawing(f"data_amounts_{unit}", alt)
@@ -46,19 +46,19 @@ def _draw_labels(canvas: Canvas, splits: Mapping[str, Any], split: str, unit: st
     every = [_count(splits[split], bone, UNITS[unit]) for bone in bones]
     counts = {"normal": [n - m for n, m in zip(every, abnormal, strict=True)], "abnormal": abnormal}
     with canvas.panel(f"Labels in {split}, by {unit}", _height(bones)) as panel:
-        _draw_bars(panel.axes, bones, counts, LABEL_COLOURS)
+        _draw_bars(panel.axes, bones, counts, LABEL_COLORS)
         panel.axes.set_xlabel(UNITS[unit])
     alt = f"Normal and abnormal {UNITS[unit]} of each bone in {split}; the table gives the figures"
     return panel.drawing(f"data_labels_{split}_{unit}", alt)
 
 
 def _draw_bars(
-    axes: Axes, bones: Sequence[str], counts: Mapping[str, Sequence[int]], colours: Mapping[str, str]
+    axes: Axes, bones: Sequence[str], counts: Mapping[str, Sequence[int]], colors: Mapping[str, str]
 ) -> None:
     """Draw a bar a series for every bone, its count beside it."""
     for number, (name, values) in enumerate(counts.items()):
         places = [y + (number - 0.5) * 0.36 for y in range(len(bones))]
-        axes.barh(places, values, height=0.34, color=colours[name])
+        axes.barh(places, values, height=0.34, color=colors[name])
         for y, value in zip(places, values, strict=True):
             axes.annotate(f"{value:,}", (value, y), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
     axes.margins(x=0.14)
@@ -72,11 +72,11 @@ def _draw_spread(canvas: Canvas, by_bone: Mapping[str, Any], measure: str) -> Dr
         axes = panel.axes
         for y, measures in enumerate(by_bone.values()):
             spread = measures[measure]
-            axes.plot([spread["minimum"], spread["maximum"]], [y, y], color=BOX_COLOUR, linewidth=1)
-            axes.plot([spread["lower"], spread["upper"]], [y, y], color=BOX_COLOUR, linewidth=7, alpha=0.45)
-            axes.plot(spread["median"], y, "o", markersize=5.5, color=BOX_COLOUR)
+            axes.plot([spread["minimum"], spread["maximum"]], [y, y], color=BOX_COLOR, linewidth=1)
+            axes.plot([spread["lower"], spread["upper"]], [y, y], color=BOX_COLOR, linewidth=7, alpha=0.45)
+            axes.plot(spread["median"], y, "o", markersize=5.5, color=BOX_COLOR)
         axes.set_xlabel(label)
-        axes.set_xlim(0, 255 if measure == "mean_grey" else None)
+        axes.set_xlim(0, 255 if measure == "mean_gray" else None)
         _finish(axes, list(by_bone))
     return panel.drawing(f"data_{measure}", f"{title} and bone; the table gives the figures")
 
@@ -93,7 +93,7 @@ def _draw_sizes(canvas: Canvas, exploration: Mapping[str, Any]) -> Drawing:
             [cell["width_px"] - step_px / 2 for cell in cells],
             [cell["height_px"] - step_px / 2 for cell in cells],
             s=[max(3.0, MAX_CIRCLE_POINTS2 * cell["images"] / most) for cell in cells],
-            color=BOX_COLOUR,
+            color=BOX_COLOR,
             alpha=0.45,
             linewidth=0,
         )

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report.data_figures import LABEL_COLOURS, SPLIT_COLOURS
+from orchestrator.report.data_figures import LABEL_COLORS, SPLIT_COLORS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Film:
+class Image:
     """A sample as the page shows it."""
 
     src: str
@@ -20,15 +20,15 @@ class Film:
 
 
 def gather_data_parts(exploration: Mapping[str, Any], samples: Path) -> dict[str, Any]:
-    """Give the template's variables beside the counts and the figures.
+    """Return the template's variables beside the counts and the figures.
 
-    samples: the folder of the films that the exploration names.
+    samples: the folder of the images that the exploration names.
     """
-    films: dict[str, dict[str, list[Film]]] = {}
+    images: dict[str, dict[str, list[Image]]] = {}
     for sample in exploration["samples"]:
-        of_bone = films.setdefault(sample["bone"], {label: [] for label in LABEL_COLOURS})
+        of_bone = images.setdefault(sample["bone"], {label: [] for label in LABEL_COLORS})
         of_bone[sample["label"]].append(
-            Film(
+            Image(
                 src=encode_png((samples / sample["file"]).read_bytes()),
                 size=f"{sample['width_px']} \u00d7 {sample['height_px']}",
                 mode=sample["mode"],
@@ -36,12 +36,12 @@ def gather_data_parts(exploration: Mapping[str, Any], samples: Path) -> dict[str
         )
     return {
         "exploration": exploration,
-        "films": films,
-        "label_colours": LABEL_COLOURS,
-        "split_colours": SPLIT_COLOURS,
+        "images": images,
+        "label_colors": LABEL_COLORS,
+        "split_colors": SPLIT_COLORS,
     }
 
 
 def encode_png(content: bytes) -> str:
-    """Give a picture as an address that holds it."""
+    """Return a picture as an address that holds it."""
     return "data:image/png;base64," + b64encode(content).decode()

@@ -1,6 +1,6 @@
 """The page's figures as SVG text: small panels that a phone can show one below the other.
 
-Every figure names its unit and, over synthetic films, says so. The same report gives the same bytes.
+Every figure names its unit and, over synthetic images, says so. The same report gives the same bytes.
 """
 
 import io
@@ -26,10 +26,10 @@ from orchestrator.report.summary import (
     select_comparisons,
 )
 
-# Okabe and Ito's colours, told apart by the colour-blind; darkened where thin lines on white need it.
+# Okabe and Ito's colors, told apart by the color-blind; darkened where thin lines on white need it.
 INK, MUTED, GRID, ALARM = "#1f2a33", "#5f6b76", "#dfe3e8", "#a8320a"
-FAMILY_COLOURS = {"baseline": "#8a939c", "specialists": "#d55e00", "served": "#0072b2"}
-STATE_COLOURS = {"COMPLETE": "#0072b2", "PRUNED": "#e69f00", "FAILED": "#a8320a", "RUNNING": "#b4bcc4"}
+FAMILY_COLORS = {"baseline": "#8a939c", "specialists": "#d55e00", "selected": "#0072b2"}
+STATE_COLORS = {"COMPLETE": "#0072b2", "PRUNED": "#e69f00", "FAILED": "#a8320a", "RUNNING": "#b4bcc4"}
 STATE_DASHES = {"COMPLETE": "solid", "PRUNED": (0, (4, 2)), "FAILED": (0, (1, 1.5)), "RUNNING": "solid"}
 
 # Laid out with matplotlib's own wide font, shown in the reader's narrower one: nothing can overlap.
@@ -70,14 +70,14 @@ class Drawing:
 
 
 class Canvas:
-    """Draws panels of one report: all of them marked where the films are synthetic."""
+    """Draws panels of one report: all of them marked where the images are synthetic."""
 
     def __init__(self, *, is_phantom: bool) -> None:
         self.is_phantom = is_phantom
 
     @contextmanager
     def panel(self, title: str, height_inches: float, width_inches: float = PANEL_WIDTH_INCHES) -> Iterator["Panel"]:
-        """Give axes to draw on; `Panel.drawing` exists once the block has ended."""
+        """Return axes to draw on; `Panel.drawing` exists once the block has ended."""
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
             axes = figure.add_subplot()
@@ -124,7 +124,7 @@ def draw_differences(canvas: Canvas, report: Mapping[str, Any]) -> list[Drawing]
     reach = 1.1 * max([0.02, *map(abs, bounds)])
     drawings = []
     for baseline in dict.fromkeys(row["b"] for row in rows):
-        for family in ("specialists", "served"):
+        for family in ("specialists", "selected"):
             mine = [row for row in rows if name_family(row["a"]) == family and row["b"] == baseline]
             if mine:
                 drawings.append(_draw_forest(canvas, mine, family, baseline, reach))
@@ -145,8 +145,8 @@ def _draw_forest(
             for row in mine:
                 is_routed = row["a"].endswith("_routed")
                 place = y + (0.14 if is_routed else -0.14)
-                _draw_interval(axes, row["difference"], row["ci95"], place, FAMILY_COLOURS[family], is_filled=is_routed)
-            _write_why(axes, y, [(row["difference"], row["ci95"], row.get("why")) for row in mine])
+                _draw_interval(axes, row["difference"], row["ci95"], place, FAMILY_COLORS[family], is_filled=is_routed)
+            _write_why(axes, y, [(row["difference"], row["ci95"], row.get("reason")) for row in mine])
         axes.set_yticks(range(len(bones)), ["mean over bones" if b is None else shorten(b) for b in bones])
         axes.get_yticklabels()[-1].set_fontweight("bold")
         axes.set(xlim=(-reach, reach), ylim=(len(bones) - 0.4, -0.6))
@@ -162,21 +162,21 @@ def _draw_forest(
 
 
 def _draw_interval(
-    axes: Axes, value: float | None, ci95: Sequence[float] | None, y: float, colour: str, *, is_filled: bool
+    axes: Axes, value: float | None, ci95: Sequence[float] | None, y: float, color: str, *, is_filled: bool
 ) -> None:
     if value is None:
         return
     if ci95:
-        axes.plot(ci95, [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
-    axes.plot(value, y, "o", markersize=5.5, color=colour, markerfacecolor=colour if is_filled else "white")
+        axes.plot(ci95, [y, y], color=color, linewidth=1.6, solid_capstyle="butt")
+    axes.plot(value, y, "o", markersize=5.5, color=color, markerfacecolor=color if is_filled else "white")
 
 
 def _write_why(axes: Axes, y: float, marks: Sequence[tuple[float | None, Sequence[float] | None, str | None]]) -> None:
     """Say once a row why marks or intervals are missing: (value, interval, why) of each, the filled one last."""
-    lacking = [(value, str(why)) for value, ci95, why in marks if ci95 is None]
+    lacking = [(value, str(reason)) for value, ci95, reason in marks if ci95 is None]
     if not lacking:
         return
-    text, value = ", ".join(dict.fromkeys(why for _, why in lacking)), lacking[-1][0]
+    text, value = ", ".join(dict.fromkeys(reason for _, reason in lacking)), lacking[-1][0]
     if value is not None:
         axes.annotate(text, (value, y), (8, 0), textcoords="offset points", va="center", **_NOTE)
         return
@@ -191,21 +191,21 @@ _NOTE: dict[str, Any] = {"fontsize": 8, "fontstyle": "italic", "color": MUTED}
 def draw_bones(canvas: Canvas, report: Mapping[str, Any]) -> list[Drawing]:
     """Draw AUROC and kappa by true bone, the served system beside the best baseline."""
     best_baseline = find_best_baseline(report)
-    systems = [name for name in (best_baseline, "served_routed") if name]
+    systems = [name for name in (best_baseline, "selected_routed") if name]
     drawings = []
     for metric, label in (("auroc", "AUROC"), ("kappa", "kappa")):
-        bones = list(report["systems"]["served_routed"]["by_bone"])
+        bones = list(report["systems"]["selected_routed"]["by_bone"])
         with canvas.panel(f"{label} by bone, by study", 1.2 + 0.36 * len(bones)) as panel:
             axes = panel.axes
             axes.axvline(0.5 if metric == "auroc" else 0, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
             for y, bone in enumerate(bones):
                 estimates = [report["systems"][name]["by_bone"][bone]["study"][metric] for name in systems]
                 for number, (name, estimate) in enumerate(zip(systems, estimates, strict=True)):
-                    place, colour = y + (0.14 if number else -0.14), FAMILY_COLOURS[name_family(name)]
+                    place, color = y + (0.14 if number else -0.14), FAMILY_COLORS[name_family(name)]
                     _draw_interval(
-                        axes, estimate["value"], estimate["ci95"], place, colour, is_filled=name == "served_routed"
+                        axes, estimate["value"], estimate["ci95"], place, color, is_filled=name == "selected_routed"
                     )
-                _write_why(axes, y, [(e["value"], e["ci95"], e.get("why")) for e in estimates])
+                _write_why(axes, y, [(e["value"], e["ci95"], e.get("reason")) for e in estimates])
             axes.set_yticks(range(len(bones)), [shorten(bone) for bone in bones])
             axes.set(ylim=(len(bones) - 0.4, -0.6), xlabel=f"study-level {label} on test, 95% CI")
             axes.set_xlim(right=1.02)
@@ -227,12 +227,12 @@ def draw_roc(canvas: Canvas, report: Mapping[str, Any], predictions: pd.DataFram
         with canvas.panel(shorten(part), 3.4, 3.2) as panel:
             axes = panel.axes
             axes.plot([0, 1], [0, 1], color=GRID, linewidth=1)
-            for name, width in ((find_best_baseline(report), 4.0), ("served_routed", 1.3)):
+            for name, width in ((find_best_baseline(report), 4.0), ("selected_routed", 1.3)):
                 if name is None:
                     continue
                 false_rate, true_rate, _ = roc_curve(rows["label"], rows[f"p_{name}"])
-                colour = FAMILY_COLOURS[name_family(name)]
-                axes.plot(false_rate, true_rate, color=colour, linewidth=width)
+                color = FAMILY_COLORS[name_family(name)]
+                axes.plot(false_rate, true_rate, color=color, linewidth=width)
             counts = f"{num_abnormal} abnormal, {len(rows) - num_abnormal} normal"
             axes.text(0.98, 0.04, counts, ha="right", **_NOTE)
             axes.set(xlabel="1 \u2212 specificity, by image", ylabel="sensitivity, by image")
@@ -264,7 +264,7 @@ def draw_confusions(canvas: Canvas, router: Mapping[str, Any]) -> list[Drawing]:
             axes.spines[:].set_visible(False)
             if len(classes) <= CELL_TEXT_MAX_CLASSES:
                 for (true, named), count in np.ndenumerate(counts_CC):
-                    colour = "white" if share_CC[true, named] > 0.6 else INK if count else "#b4bcc4"
-                    axes.text(named, true, f"{count}", ha="center", va="center", fontsize=8, color=colour)
+                    color = "white" if share_CC[true, named] > 0.6 else INK if count else "#b4bcc4"
+                    axes.text(named, true, f"{count}", ha="center", va="center", fontsize=8, color=color)
         drawings.append(panel.drawing(f"router_{unit}", f"Confusion matrix of the router by {unit}"))
     return drawings

@@ -8,12 +8,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.figures import ALARM, GRID, INK, MUTED, STATE_COLOURS, STATE_DASHES, Canvas, Drawing, shorten
+from orchestrator.report.figures import ALARM, GRID, INK, MUTED, STATE_COLORS, STATE_DASHES, Canvas, Drawing, shorten
 
 METRIC_LABELS = {"auroc": "AUROC", "macro_f1": "macro F1", "image_accuracy": "accuracy at 0.5"}
 METRICS_BY_IMAGE = ("macro_f1", "image_accuracy")
 """The others are by study (mura_models/training/dev_metrics.py)."""
-PART_COLOURS = {"train": "#009e73", "dev": INK}
+PART_COLORS = {"train": "#009e73", "dev": INK}
 PART_DASHES = {"train": (0, (4, 2)), "dev": "solid"}
 SEARCH_PANEL = {"height_inches": 2.5, "width_inches": 3.6}
 WINNER_PANEL = {"height_inches": 2.2, "width_inches": 2.6}
@@ -46,7 +46,7 @@ def draw_winner_curves(
 ) -> list[Drawing]:
     """Draw two panels a search winner: loss, then accuracy, on train and dev, by image.
 
-    A ring marks the epoch whose weights were kept, where served.json names one.
+    A ring marks the epoch whose weights were kept, where selected.json names one.
     """
     drawings = []
     for number, search in enumerate(report["run"]["searches"]):
@@ -68,7 +68,7 @@ def draw_winner_curves(
 
 
 def is_router(search: str) -> bool:
-    """Say whether a search trains a router, which is judged by image and by macro F1."""
+    """Return whether a search trains a router, which is judged by image and by macro F1."""
     return search.startswith("router/")
 
 
@@ -94,7 +94,7 @@ def _draw_curve(axes: Axes, epochs: pd.DataFrame, metric: str, *, is_winner: boo
     axes.plot(
         epochs["epoch"],
         epochs[metric],
-        color=INK if is_winner else STATE_COLOURS.get(state, MUTED),
+        color=INK if is_winner else STATE_COLORS.get(state, MUTED),
         linestyle="solid" if is_winner else STATE_DASHES.get(state, "solid"),
         linewidth=2.4 if is_winner else 0.9,
         alpha=1.0 if is_winner else 0.75,
@@ -107,9 +107,9 @@ def _draw_curve(axes: Axes, epochs: pd.DataFrame, metric: str, *, is_winner: boo
 def _draw_part(axes: Axes, epochs: pd.DataFrame, column: str, part: str, *, kept_epoch: int | None) -> None:
     if column not in epochs or epochs[column].isna().all():
         return
-    colour = PART_COLOURS[part]
+    color = PART_COLORS[part]
     dot = "o" if len(epochs) == 1 else None
-    axes.plot(epochs["epoch"], epochs[column], color=colour, linestyle=PART_DASHES[part], linewidth=1.4, marker=dot)
+    axes.plot(epochs["epoch"], epochs[column], color=color, linestyle=PART_DASHES[part], linewidth=1.4, marker=dot)
     kept = epochs[epochs["epoch"] == kept_epoch]
-    ring: dict[str, Any] = {"color": colour, "markerfacecolor": "white", "markersize": 7, "linestyle": "none"}
+    ring: dict[str, Any] = {"color": color, "markerfacecolor": "white", "markersize": 7, "linestyle": "none"}
     axes.plot(kept["epoch"], kept[column].astype(np.float64), "o", zorder=3, **ring)

@@ -11,13 +11,13 @@ import pandas as pd
 from markupsafe import Markup
 
 from mura_models.errors import hide_folders
-from mura_models.storage import whole_file, whole_folder
+from mura_models.storage import atomic_directory, atomic_write
 from orchestrator.report import summary as wording
 from orchestrator.report.data_figures import draw_data
 from orchestrator.report.data_parts import gather_data_parts
 from orchestrator.report.figures import (
-    FAMILY_COLOURS,
-    STATE_COLOURS,
+    FAMILY_COLORS,
+    STATE_COLORS,
     Canvas,
     Drawing,
     draw_bones,
@@ -25,7 +25,7 @@ from orchestrator.report.figures import (
     draw_differences,
     draw_roc,
 )
-from orchestrator.report.learning_curves import PART_COLOURS, draw_learning_curves, draw_winner_curves
+from orchestrator.report.learning_curves import PART_COLORS, draw_learning_curves, draw_winner_curves
 from orchestrator.run.directory import RunDir
 from orchestrator.run.files import read_json
 
@@ -40,8 +40,8 @@ METRICS = {
 """Those with a column on the page; report.json has more."""
 UNSET = {
     "bones": "all",
-    "num_updates": "set by the number of images",
-    "finetune_updates": "set by the number of images",
+    "num_steps": "set by the number of images",
+    "finetune_steps": "set by the number of images",
     "finetune.backbone_lr_factor": "1, 0.3 and 0.1 in turn",
 }
 """Settings that were left open, and what that means (orchestrator/run/config.py, mura_models/training/finetune_settings.py)."""
@@ -60,7 +60,7 @@ class Figures:
     data: Sequence[Drawing]
 
     def all(self) -> list[Drawing]:
-        """Give every figure in the order of the page."""
+        """Return every figure in the order of the page."""
         return [
             *(*self.differences, *self.bones, *self.roc, *self.router, *self.searches),
             *(*self.winners, *self.data),
@@ -70,16 +70,16 @@ class Figures:
 def render_report(rundir: RunDir) -> None:
     """Write report.html and figures/, each whole or not at all."""
     report = read_json(rundir.report_json)
-    winners = read_json(rundir.served)["winners"]
+    winners = read_json(rundir.selected)["winners"]
     trials, predictions = pd.read_parquet(rundir.trials), pd.read_parquet(rundir.predictions)
     exploration = read_json(rundir.exploration)
     figures = draw_figures(report, winners, trials, predictions, exploration)
-    with whole_folder(rundir.figures) as aside:
+    with atomic_directory(rundir.figures) as partial:
         for drawing in figures.all():
-            (aside / f"{drawing.name}.svg").write_text(drawing.svg, encoding="utf-8")
+            (partial / f"{drawing.name}.svg").write_text(drawing.svg, encoding="utf-8")
     page = render_page(report, winners, figures, gather_data_parts(exploration, rundir.samples))
-    with whole_file(rundir.report_html) as aside:
-        aside.write_text(page, encoding="utf-8")
+    with atomic_write(rundir.report_html) as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 def render_data_page(rundir: RunDir) -> None:
@@ -94,8 +94,8 @@ def render_data_page(rundir: RunDir) -> None:
         phantom_label=wording.PHANTOM_LABEL,
         **gather_data_parts(exploration, rundir.samples),
     )
-    with whole_file(rundir.data_html) as aside:
-        aside.write_text(page, encoding="utf-8")
+    with atomic_write(rundir.data_html) as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 def draw_figures(
@@ -119,7 +119,7 @@ def draw_figures(
 
 
 def make_environment() -> jinja2.Environment:
-    """Give what fills the templates; every value is escaped."""
+    """Return what fills the templates; every value is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -146,7 +146,7 @@ def make_environment() -> jinja2.Environment:
 
 
 def read_css() -> Markup:
-    """Give the pages' style."""
+    """Return the pages' style."""
     return Markup((HERE / "report.css").read_text(encoding="utf-8"))
 
 
@@ -177,19 +177,19 @@ def render_page(
         recipe_glosses=wording.RECIPE_GLOSSES,
         metrics=METRICS,
         phantom_label=wording.PHANTOM_LABEL,
-        family_colours=FAMILY_COLOURS,
-        state_colours=STATE_COLOURS,
-        part_colours=PART_COLOURS,
+        family_colors=FAMILY_COLORS,
+        state_colors=STATE_COLORS,
+        part_colors=PART_COLORS,
     )
 
 
 def encode_svg(drawing: Drawing) -> str:
-    """Give a figure as an address that holds it: nothing inside can reach the page, nor its names another figure's."""
+    """Return a figure as an address that holds it: nothing inside can reach the page, nor its names another figure's."""
     return "data:image/svg+xml;base64," + b64encode(drawing.svg.encode()).decode()
 
 
 def list_settings(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Give a run's settings as rows; a file is named without its folder."""
+    """Return a run's settings as rows; a file is named without its folder."""
     rows: list[tuple[str, str]] = []
     for name, value in config.items():
         if isinstance(value, dict):

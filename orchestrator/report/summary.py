@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.run.names import name_specialist
+from orchestrator.run.names import specialist_target
 
-PHANTOM_LABEL = "PHANTOM: synthetic films"
+PHANTOM_LABEL = "PHANTOM: synthetic images"
 
 SYSTEM_GLOSSES = {
     "baseline": "one model for all bones",
     "specialists_oracle": "one model per bone, the bone known",
     "specialists_routed": "one model per bone, the router names the bone",
-    "served_oracle": "what serves each bone, the bone known",
-    "served_routed": "the bundle: what serves each bone, the bone not known",
+    "selected_oracle": "what serves each bone, the bone known",
+    "selected_routed": "the bundle: what serves each bone, the bone not known",
 }
 
 RECIPE_GLOSSES = {
@@ -45,7 +45,7 @@ class Headline:
     difference: str
     interval: str | None
     """None where there is none; `why` then says why."""
-    why: str | None
+    reason: str | None
     p: str | None
     verdict: str
     left_out: Sequence[str]
@@ -61,12 +61,12 @@ class Headline:
 
 
 def name_family(system: str) -> str:
-    """Give `baseline`, `specialists` or `served`."""
+    """Return `baseline`, `specialists` or `served`."""
     return system.split("_", 1)[0]
 
 
 def name_recipe(system: str) -> str:
-    """Give the recipe in the name of a system of specialists."""
+    """Return the recipe in the name of a system of specialists."""
     return system.removeprefix("specialists_").rsplit("_", 1)[0]
 
 
@@ -79,13 +79,13 @@ def gloss_system(system: str) -> str:
 def find_best_baseline(report: Mapping[str, Any]) -> str | None:
     """Name the baseline that the served system is compared with: the best one on dev."""
     for comparison in report["comparisons"]:
-        if comparison["a"] == "served_routed" and name_family(comparison["b"]) == "baseline":
+        if comparison["a"] == "selected_routed" and name_family(comparison["b"]) == "baseline":
             return str(comparison["b"])
     return None
 
 
 def select_comparisons(report: Mapping[str, Any], **wanted: str) -> list[dict[str, Any]]:
-    """Give the comparisons of a system against a baseline whose fields are as wanted."""
+    """Return the comparisons of a system against a baseline whose fields are as wanted."""
     return [
         comparison
         for comparison in report["comparisons"]
@@ -102,27 +102,27 @@ def find_bones_without(report: Mapping[str, Any], system: str) -> list[str]:
     return [
         bone
         for bone in report["systems"][system]["by_bone"]
-        if bone in run["bones_without_specialist"] or f"{name_specialist(bone)}/{recipe}" in run["failed_searches"]
+        if bone in run["bones_without_specialist"] or f"{specialist_target(bone)}/{recipe}" in run["failed_searches"]
     ]
 
 
 def list_bone_comparisons(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Give the comparisons by bone in study AUROC; where the baseline is compared with itself there is no figure."""
+    """Return the comparisons by bone in study AUROC; where the baseline is compared with itself there is no figure."""
     rows = select_comparisons(report, scope="bone", unit="study", metric="auroc")
     without = {system: find_bones_without(report, system) for system in {row["a"] for row in rows}}
-    nothing = {"difference": None, "ci95": None, "p": None, "why": "no specialist"}
+    nothing = {"difference": None, "ci95": None, "p": None, "reason": "no specialist"}
     return [row | nothing if row["bone"] in without[row["a"]] and _is_zero(row) else row for row in rows]
 
 
 def _is_zero(comparison: Mapping[str, Any]) -> bool:
-    """Say whether two systems never differed; routing errors can part them even where the baseline answers."""
+    """Return whether two systems never differed; routing errors can part them even where the baseline answers."""
     return comparison["difference"] == 0 and not any(comparison["ci95"] or ())
 
 
 def is_fair(report: Mapping[str, Any], system: str) -> bool:
-    """Say whether a system's models were trained as the baseline of their recipe was (orchestrator/search/plan.py).
+    """Return whether a system's models were trained as the baseline of their recipe was (orchestrator/search/plan.py).
 
-    The paper gave its specialists another rate, and 3.4a's a fixed number of updates.
+    The paper gave its specialists another rate, and 3.4a's a fixed number of steps.
     """
     is_of_specialists = name_family(system) == "specialists"
     return (
@@ -133,14 +133,20 @@ def is_fair(report: Mapping[str, Any], system: str) -> bool:
 
 
 def find_routing_cost(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Give what routing errors cost: the served system minus itself with the bone known; None where not compared."""
-    wanted = {"a": "served_routed", "b": "served_oracle", "scope": "mean_of_bones", "unit": "study", "metric": "auroc"}
+    """Return what routing errors cost: the served system minus itself with the bone known; None where not compared."""
+    wanted = {
+        "a": "selected_routed",
+        "b": "selected_oracle",
+        "scope": "mean_of_bones",
+        "unit": "study",
+        "metric": "auroc",
+    }
     found = (row for row in report["comparisons"] if all(row[name] == value for name, value in wanted.items()))
     return next(found, None)
 
 
 def list_headlines(report: Mapping[str, Any]) -> list[Headline]:
-    """Give the headline of every system that is compared with a baseline, in the order of report.json."""
+    """Return the headline of every system that is compared with a baseline, in the order of report.json."""
     rows = select_comparisons(report, scope="mean_of_bones", unit="study", metric="auroc")
     return [_make_headline(report, row) for row in rows]
 
@@ -153,7 +159,7 @@ def _make_headline(report: Mapping[str, Any], row: Mapping[str, Any]) -> Headlin
         baseline=row["b"],
         difference=format_signed(row["difference"]),
         interval=format_interval(row["ci95"], signed=True) if row["ci95"] else None,
-        why=row.get("why"),
+        reason=row.get("reason"),
         p=format_p(row["p"]) if row["p"] is not None else None,
         verdict=judge(row),
         left_out=left_out,
@@ -194,15 +200,15 @@ def write_answer(headlines: Sequence[Headline], best_baseline: str | None) -> st
     parts = []
     for headline in headlines:
         family = name_family(headline.system)
-        if headline.system == "served_oracle" or (family == "specialists" and headline.system.endswith("_routed")):
+        if headline.system == "selected_oracle" or (family == "specialists" and headline.system.endswith("_routed")):
             continue
         recipe = headline.baseline.removeprefix("baseline_")
-        who = "the served system" if family == "served" else f"specialists ({recipe}, bone known)"
+        who = "the served system" if family == "selected" else f"specialists ({recipe}, bone known)"
         whom = "the best baseline" if headline.baseline == best_baseline else f"the {recipe} baseline"
-        bounds = f"95% CI {headline.interval}" if headline.interval else f"no interval: {headline.why}"
+        bounds = f"95% CI {headline.interval}" if headline.interval else f"no interval: {headline.reason}"
         bounds = "; ".join(filter(None, (bounds, count_bones_without(headline), headline.caveat)))
         one, many, link = _VERBS[headline.verdict]
-        parts.append(f"{who} {one if family == 'served' else many} {link} {whom}, {headline.difference} ({bounds})")
+        parts.append(f"{who} {one if family == 'selected' else many} {link} {whom}, {headline.difference} ({bounds})")
     if not parts:
         return "No system could be compared with a baseline."
     return f"In study-level AUROC on test, averaging the differences within each bone: {'; '.join(parts)}."

@@ -65,17 +65,17 @@ def _print_paper(rows: Sequence[Mapping[str, Any]], mark: str, console: Console)
     console.print(table, width=max(console.width, MIN_WIDTH), crop=False)
     for row in (row for row in rows if row["ours"]["value"] is None):
         whom = row["system"] if row["bone"] is None else row["bone"]
-        _say_wrapped(console, f"{row['section']}, {whom}: no figure, {row['ours']['why']}")
+        _say_wrapped(console, f"{row['section']}, {whom}: no figure, {row['ours']['reason']}")
     _say_wrapped(console, " ".join(PAPER_NOTES))
 
 
 def format_estimate(estimate: dict[str, Any]) -> str:
     """Write a value with its interval."""
     if estimate["value"] is None:
-        return f"-      {estimate['why']}"
+        return f"-      {estimate['reason']}"
     value = to_ascii(format_value(estimate["value"]))
     if estimate["ci95"] is None:
-        return f"{value}  {estimate['why']}"
+        return f"{value}  {estimate['reason']}"
     low, high = (to_ascii(format_value(bound)) for bound in estimate["ci95"])
     return f"{value} [{low}, {high}]"
 
@@ -96,7 +96,7 @@ def _tabulate(systems: dict[str, Any], unit: str, metrics: tuple[str, ...]) -> T
 
 
 def _describe(headline: Headline) -> str:
-    bounds = f"95% CI {headline.interval}" if headline.interval else f"no interval: {headline.why}"
+    bounds = f"95% CI {headline.interval}" if headline.interval else f"no interval: {headline.reason}"
     return to_ascii(
         f"{headline.system} against {headline.baseline}:\n  {headline.difference}, {bounds}: {headline.verdict}"
     )

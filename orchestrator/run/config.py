@@ -1,4 +1,4 @@
-"""What a run is (RunConfig) and where it runs (Placement): frozen, checked when made.
+"""What a run is (RunConfig) and where it runs (ExecutionOptions): frozen, checked when made.
 
 Only RunConfig belongs to a run's identity: the same RunConfig over the same data gives the same manifest, folds and
 plan on a laptop and on a cluster.
@@ -34,7 +34,7 @@ class RunConfig:
     num_trials: int = 12
     """Of a probe's search."""
     num_epochs: int = 16
-    num_updates: int | None = None
+    num_steps: int | None = None
     """Of a probe's trial at full length; None = each epoch is a pass over the largest bone (the paper: over all)."""
     num_folds: int = 5
     held_out: Literal["every_fold", "fold_0"] = "every_fold"
@@ -53,15 +53,15 @@ class RunConfig:
     """No trial is stopped before this part of its epochs has run (chosen by us)."""
     patience_epochs: int = 4
     num_audited: int = 4
-    """Stopped trials of a stage that are run to their end, to learn how often the ladder was wrong."""
-    refit_seeds: int = 0
+    """Stopped trials of a stage that are run to their end, to learn how often the bracket was wrong."""
+    replicate_seeds: int = 0
     """Fresh seeds over which each winner's configuration is trained again; 0 = the winner itself is shipped."""
     ensemble: bool = False
-    """Ship all refits together rather than the median one."""
+    """Ship all replicates together rather than the median one."""
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     finetune_trials: int = 4
     finetune_epochs: int = 12
-    finetune_updates: int | None = None
+    finetune_steps: int | None = None
     finetune_batch_size: int = 32
     seed: int = 0
 
@@ -86,17 +86,17 @@ class RunConfig:
                 _check_range(name.removeprefix("num_"), value, low, high)
         if not 0 <= self.grace_fraction <= 1:
             raise ConfigError(f"grace_fraction={self.grace_fraction}: must lie in [0, 1]")
-        if self.ensemble and self.refit_seeds < 2:
+        if self.ensemble and self.replicate_seeds < 2:
             raise ConfigError(
-                f"refit_seeds={self.refit_seeds}: an ensemble needs at least 2; give more, or --no-ensemble"
+                f"replicate_seeds={self.replicate_seeds}: an ensemble needs at least 2; give more, or --no-ensemble"
             )
-        if self.finetune.frozen_epochs >= self.finetune_epochs:
+        if self.finetune.freeze_backbone_epochs >= self.finetune_epochs:
             raise ConfigError(
-                f"frozen_epochs={self.finetune.frozen_epochs}: must be below finetune_epochs={self.finetune_epochs}"
+                f"freeze_backbone_epochs={self.finetune.freeze_backbone_epochs}: must be below finetune_epochs={self.finetune_epochs}"
             )
 
     @property
-    def served_metric(self) -> str:
+    def selected_metric(self) -> str:
         """By which dev decides what is served: always by study, since a study is what is answered."""
         return "accuracy" if self.metric == "image_accuracy" else self.metric
 
@@ -119,15 +119,15 @@ class RunConfig:
 
     @property
     def trains_networks(self) -> bool:
-        """Whether whole networks are trained, which asks for the films."""
+        """Whether whole networks are trained, which asks for the images."""
         return "finetune" in self.router_recipes
 
     def count_grace_epochs(self, num_epochs: int) -> int:
-        """Give the epochs that every trial of so many runs before it may be stopped."""
+        """Return the epochs that every trial of so many runs before it may be stopped."""
         return max(1, math.ceil(self.grace_fraction * num_epochs))
 
     def to_json(self) -> dict[str, Any]:
-        """Give the settings as plain JSON values: no path, and bones in one order, so that equal runs are equal."""
+        """Return the settings as plain JSON values: no path, and bones in one order, so that equal runs are equal."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         plain["bones"] = sorted(self.bones) if self.bones else None
         plain["backbone"]["weights"] = self.backbone.name_weights()
@@ -142,15 +142,15 @@ class RunConfig:
 _RANGES = (
     ("num_trials", 1, 1000),
     ("num_epochs", 1, 10_000),
-    ("num_updates", 1, 10_000_000),
+    ("num_steps", 1, 10_000_000),
     ("num_folds", 2, 100),
     ("batch_size", 1, 65_536),
     ("patience_epochs", 1, 10_000),
     ("num_audited", 0, 1000),
-    ("refit_seeds", 0, 100),
+    ("replicate_seeds", 0, 100),
     ("finetune_trials", 1, 1000),
     ("finetune_epochs", 1, 10_000),
-    ("finetune_updates", 1, 10_000_000),
+    ("finetune_steps", 1, 10_000_000),
     ("finetune_batch_size", 2, 65_536),
     ("seed", 0, 2**31 - 1),
 )

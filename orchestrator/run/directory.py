@@ -1,7 +1,7 @@
 """The run directory: the only place that knows file names, its lock and the journal.
 
 run.json  ingest.json  manifest.parquet  quarantine.csv  exploration.json  samples/  data.html  plan.csv  journal.jsonl
-audit.jsonl  refit.jsonl  trials.parquet  served.json  predictions.parquet  report.json  report.html  figures/
+audit.jsonl  replicates.jsonl  trials.parquet  selected.json  predictions.parquet  report.json  report.html  figures/
 bundle/  checkpoints/  embeddings/
 """
 
@@ -19,7 +19,7 @@ from mura_models.errors import ConfigError
 from mura_models.storage import remove_unfinished
 from orchestrator.cluster.connection import JOB_MARKER
 from orchestrator.run.config import RunConfig
-from orchestrator.run.execution import Placement
+from orchestrator.run.execution import ExecutionOptions
 
 MAX_NAME_CHARACTERS = 150
 """Of a checkpoint's file name; file systems allow 255 bytes, and a file in the making has a longer name."""
@@ -58,7 +58,7 @@ class RunDir:
 
     @property
     def samples(self) -> Path:
-        """A few train films, small, as exploration.json names them."""
+        """A few train images, small, as exploration.json names them."""
         return self.root / "samples"
 
     @property
@@ -82,9 +82,9 @@ class RunDir:
         return self.root / "audit.jsonl"
 
     @property
-    def refit_journal(self) -> Path:
+    def replicate_journal(self) -> Path:
         """A line an epoch of a winner's configuration under a fresh seed."""
-        return self.root / "refit.jsonl"
+        return self.root / "replicates.jsonl"
 
     @property
     def embeddings(self) -> Path:
@@ -97,9 +97,9 @@ class RunDir:
         return self.root / "trials.parquet"
 
     @property
-    def served(self) -> Path:
+    def selected(self) -> Path:
         """What answers for each bone, and why."""
-        return self.root / "served.json"
+        return self.root / "selected.json"
 
     @property
     def bundle(self) -> Path:
@@ -171,21 +171,21 @@ class RunDir:
 
 
 def is_inside_job() -> bool:
-    """Say whether this process was started by `ray job submit`."""
+    """Return whether this process was started by `ray job submit`."""
     return JOB_MARKER in os.environ
 
 
-def choose_rundir(config: RunConfig, placement: Placement, dataset: DataSet) -> RunDir:
+def choose_rundir(config: RunConfig, execution: ExecutionOptions, dataset: DataSet) -> RunDir:
     """Name the run directory: as asked, else by data and config, so that the same command continues.
 
     Raises ConfigError for a relative one inside a Ray job, whose folder is temporary.
     """
-    root = placement.run_dir or Path("runs") / f"{dataset.name}-{config.digest(dataset.fingerprint())}"
+    root = execution.run_dir or Path("runs") / f"{dataset.name}-{config.digest(dataset.fingerprint())}"
     if is_inside_job() and not root.is_absolute():
         raise ConfigError(
             f"run-dir={root}: a Ray job works in a temporary folder and would lose it; give --run-dir /an/absolute/path"
         )
-    if placement.fresh:
+    if execution.fresh:
         taken = root
         number = 2
         while root.exists():

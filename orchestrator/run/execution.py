@@ -11,7 +11,7 @@ SMALLEST_SHARE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
+class ExecutionOptions:
     """Where a run lies and what it runs on: never part of its identity."""
 
     run_dir: Path | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mura_models.errors import ConfigError
-from mura_models.storage import whole_file
+from mura_models.storage import atomic_write
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -24,18 +24,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: object) -> None:
     """Write JSON whole or not at all; NaN and infinity become null, as JSON has neither."""
-    with whole_file(path) as aside:
+    with atomic_write(path) as partial:
         text = json.dumps(to_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
-        aside.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table whole or not at all, as CSV or parquet by its suffix."""
-    with whole_file(path) as aside:
+    with atomic_write(path) as partial:
         if path.suffix == ".csv":
-            table.to_csv(aside, index=False)
+            table.to_csv(partial, index=False)
         else:
-            table.to_parquet(aside, index=False)
+            table.to_parquet(partial, index=False)
 
 
 def to_plain(content: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mura_models.errors import ConfigError
-from mura_models.storage import write_patiently
+from mura_models.storage import retry_write
 from orchestrator.run.files import to_plain
 
 Line = dict[str, Any]
@@ -45,21 +45,21 @@ class Journal:
                 ) from error
 
     def has(self, trial: str, epoch: int) -> bool:
-        """Say whether this epoch of this trial is written."""
+        """Return whether this epoch of this trial is written."""
         return (trial, epoch) in self._seen
 
     def last_epoch(self, trial: str) -> int:
-        """Give the last epoch of a trial that is written; 0 where there is none."""
+        """Return the last epoch of a trial that is written; 0 where there is none."""
         return max((line["epoch"] for line in self.lines if line["trial"] == trial), default=0)
 
     def append(self, **entry: Any) -> dict[str, Any]:
-        """Write one line, flushed to the disk, and give it back with its number `seq`.
+        """Write one line, flushed to the disk, and return it back with its number `seq`.
 
         Raises StorageError where the disk stays full or broken; the file is then as it was.
         """
         line = {"seq": len(self.lines) + 1, **to_plain(entry)}
         content = (json.dumps(line, ensure_ascii=False) + "\n").encode()
-        write_patiently(lambda: self._write(content), self.path)
+        retry_write(lambda: self._write(content), self.path)
         self._num_bytes += len(content)
         self.lines.append(line)
         self._seen.add((line["trial"], line["epoch"]))
@@ -79,15 +79,15 @@ class Journal:
             os.close(handle)
 
     def final_states(self) -> dict[str, dict[str, Any]]:
-        """Give the last line of every trial that has ended."""
+        """Return the last line of every trial that has ended."""
         return {line["trial"]: line for line in self.lines if line["state"] != "RUNNING"}
 
     def to_table(self) -> pd.DataFrame:
-        """Give a row an epoch, sorted by search, trial and epoch."""
+        """Return a row an epoch, sorted by search, trial and epoch."""
         rows = [
             {"search": line["search"], "trial": line["trial"], "epoch": line["epoch"]}
             | line["metrics"]
-            | {"state": line["state"], "why": line["why"]}
+            | {"state": line["state"], "reason": line["reason"]}
             for line in self.lines
         ]
         table = pd.DataFrame(rows)

@@ -5,13 +5,13 @@ ROUTER = "router"
 _SPECIALIST = "specialist:"
 
 
-def name_specialist(bone: str) -> str:
-    """Give the target of a bone's specialist."""
+def specialist_target(bone: str) -> str:
+    """Return the target of a bone's specialist."""
     return _SPECIALIST + bone
 
 
-def find_bone(target: str) -> str | None:
-    """Give a specialist's bone; None where the target sees all bones."""
+def parse_bone(target: str) -> str | None:
+    """Return a specialist's bone; None where the target sees all bones."""
     return target.removeprefix(_SPECIALIST) if target.startswith(_SPECIALIST) else None
 
 

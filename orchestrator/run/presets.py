@@ -15,18 +15,18 @@ from mura_models.training.finetune_settings import FinetuneSettings
 from orchestrator.run.config import RunConfig
 
 PAPER_FINETUNE = FinetuneSettings(
-    backbone_lr_factor=1.0, head_start=False, ema_decay=0.0, rotation_degrees=0.0, zoom=0.0, contrast=0.0
+    backbone_lr_factor=1.0, warm_start_head=False, ema_decay=0.0, rotation_degrees=0.0, zoom=0.0, contrast=0.0
 )
-"""The paper names Adam at one rate and the two augmentations that every film gets."""
+"""The paper names Adam at one rate and the two augmentations that every image gets."""
 
 
 def quick() -> RunConfig:
-    """Give the default: both probes on EfficientNet-Lite0, minutes on a laptop."""
+    """Return the default: both probes on EfficientNet-Lite0, minutes on a laptop."""
     return RunConfig()
 
 
 def paper() -> RunConfig:
-    """Give the source paper's settings: ResNet-18, a tenth for dev, one trial a system, the best epoch by accuracy.
+    """Return the source paper's settings: ResNet-18, a tenth for dev, one trial a system, the best epoch by accuracy.
 
     Two things differ on purpose: the tenth is cut by patient, not by image, and what is served is chosen by study.
     """
@@ -53,7 +53,7 @@ def paper() -> RunConfig:
 
 
 def full() -> RunConfig:
-    """Give quick's probes and DenseNet-169 trained whole at 320 px, five seeds together, as Stanford did."""
+    """Return quick's probes and DenseNet-169 trained whole at 320 px, five seeds together, as Stanford did."""
     return replace(
         quick(),
         preset="full",
@@ -62,7 +62,7 @@ def full() -> RunConfig:
         recipes=("linear_probe", "mlp_probe", "finetune"),
         finetune=FinetuneSettings(rotation_degrees=30.0),
         finetune_trials=8,
-        refit_seeds=5,
+        replicate_seeds=5,
         ensemble=True,
     )
 
@@ -71,7 +71,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {"quick": quick, "paper": paper, "
 
 
 def make_preset(name: str) -> RunConfig:
-    """Give the configuration that a preset names. Raises ConfigError for an unknown one."""
+    """Return the configuration that a preset names. Raises ConfigError for an unknown one."""
     if name not in PRESETS:
         raise ConfigError(f"preset={name}: must be one of {', '.join(PRESETS)}")
     return PRESETS[name]()

@@ -52,7 +52,7 @@ def open_run(rundir: RunDir, config: RunConfig, dataset: DataSet) -> None:
 def check_finished(rundir: RunDir) -> None:
     """Raise ConfigError unless the directory holds all that a report is written from, each file whole."""
     tables = (rundir.trials, rundir.predictions)
-    objects = (rundir.report_json, rundir.served, rundir.exploration)
+    objects = (rundir.report_json, rundir.selected, rundir.exploration)
     missing = [path.name for path in (*objects, *tables) if not path.is_file()]
     if missing:
         remedy = "run it anew, by run_study.py with --fresh" if rundir.report_json.is_file() else "finish the run first"
@@ -79,12 +79,12 @@ def find_differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: 
 
 
 def list_versions() -> dict[str, str]:
-    """Give the versions that decide figures."""
+    """Return the versions that decide figures."""
     return {"python": platform.python_version(), "mura-study": find_version()} | {p: version(p) for p in PACKAGES}
 
 
 def find_version() -> str:
-    """Give this project's version; a clone that was never installed has none."""
+    """Return this project's version; a clone that was never installed has none."""
     try:
         return version("mura-study")
     except PackageNotFoundError:
@@ -92,7 +92,7 @@ def find_version() -> str:
 
 
 def find_commit() -> str | None:
-    """Give the commit of the clone that the code runs from, if it is one."""
+    """Return the commit of the clone that the code runs from, if it is one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -11,21 +11,21 @@ import numpy as np
 
 from orchestrator.run.journal import Journal, Line
 from orchestrator.search.plan import PlannedTrial
-from orchestrator.search.tuner import Stage, make_job, run_jobs
+from orchestrator.search.tuner import StageContext, make_job, run_jobs
 from orchestrator.search.winners import pick_winner, rank_trials
 
 AUDIT_SUFFIX = "/audit"
 
 
-def run_audit(stage: Stage) -> None:
+def run_audit(stage: StageContext) -> None:
     """Run the audited trials of a stage on from where they were stopped."""
     audited = choose_audited(stage, Journal(stage.rundir.journal).lines)
     jobs = [make_job(stage.config, trial) for trial in audited]
     run_jobs(stage, [replace(job, trial=job.trial + AUDIT_SUFFIX, starts_from=job.trial) for job in jobs], what="audit")
 
 
-def choose_audited(stage: Stage, lines: Sequence[Line]) -> list[PlannedTrial]:
-    """Draw some of the trials that the ladder stopped; the same for the same stops."""
+def choose_audited(stage: StageContext, lines: Sequence[Line]) -> list[PlannedTrial]:
+    """Draw some of the trials that the bracket stopped; the same for the same stops."""
     stopped = {line["trial"] for line in lines if line["state"] == "PRUNED"}
     candidates = [trial for trial in stage.plan.trials if trial.trial in stopped]
     rng = np.random.default_rng([stage.config.seed, *stage.plan.stages, 7])
@@ -33,7 +33,7 @@ def choose_audited(stage: Stage, lines: Sequence[Line]) -> list[PlannedTrial]:
     return [candidates[number] for number in sorted(drawn)]
 
 
-def describe_audit(stage: Stage) -> list[dict[str, Any]]:
+def describe_audit(stage: StageContext) -> list[dict[str, Any]]:
     """Say of each audited trial how it would have stood at its end beside its search's winner."""
     lines, audited = Journal(stage.rundir.journal).lines, Journal(stage.rundir.audit_journal).lines
     found = []

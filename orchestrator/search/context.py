@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 
 from mura_models.data.dataset import DataSet
-from mura_models.data.preprocessing import OUTCOMES
+from mura_models.data.preprocessing import VIEWS
 from mura_models.inference.assembly import FROZEN
 from mura_models.networks.backbones import Backbone
-from orchestrator.cluster.resources import Share
+from orchestrator.cluster.resources import TrialResources
 from orchestrator.ingest.decode import Ingested
-from orchestrator.ingest.embed import embed_films
+from orchestrator.ingest.embed import embed_all
 from orchestrator.progress import Monitor
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
@@ -20,7 +20,7 @@ from orchestrator.search.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class RunContext:
     """A run under way: its settings, its data and where it lies."""
 
     config: RunConfig
@@ -30,7 +30,7 @@ class Work:
     plan: Plan
     ingested: Ingested
     rundir: RunDir
-    share: Share
+    share: TrialResources
     monitor: Monitor
 
     @cached_property
@@ -48,20 +48,20 @@ class Work:
         """The bones of train, sorted."""
         return sorted(set(self.train["bone"]))
 
-    def embed(self, backbone: str, rows: pd.DataFrame, *, all_outcomes: bool = False) -> np.ndarray:
-        """Give the embeddings [len(rows), O, D] of these films by the backbone of this key; O is 1 unless asked for."""
-        outcomes = OUTCOMES if all_outcomes else OUTCOMES[:1]
+    def embed(self, backbone: str, rows: pd.DataFrame, *, all_views: bool = False) -> np.ndarray:
+        """Return the embeddings [len(rows), V, D] of these images by the backbone of this key; O is 1 unless asked for."""
+        views = VIEWS if all_views else VIEWS[:1]
         if backbone == FROZEN:
             array = self.ingested.embeddings
         else:
-            array, _, _ = embed_films(
-                self.ingested.films,
+            array, _, _ = embed_all(
+                self.ingested.images,
                 list(rows["digest"]),
                 self.config.preprocessing,
                 self.backbones[backbone],
                 self.ingested.choice,
-                outcomes=outcomes,
+                views=views,
                 cache=self.rundir.embeddings,
                 on_progress=self.monitor.on_progress,
             )
-        return np.ascontiguousarray(array.rows[array.find(rows["digest"])][:, : len(outcomes)])
+        return np.ascontiguousarray(array.rows[array.find(rows["digest"])][:, : len(views)])

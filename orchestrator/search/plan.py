@@ -1,7 +1,7 @@
 """The plan: every trial a row, written before anything is trained.
 
 Stage 1 has the probes, stage 2 what trains whole networks (the bone task among them), stage 3 the heads on the bone
-task's backbone. All targets of a recipe get the same points and the same number of updates, so that a specialist and
+task's backbone. All targets of a recipe get the same points and the same number of steps, so that a specialist and
 the baseline it is compared with have had the same chances; in the paper's preset they get what the paper gave them.
 """
 
@@ -19,16 +19,16 @@ from mura_models.training.loop import TrialSettings
 from mura_models.training.lr_schedules import TWO_STAGE, LrSchedule
 from mura_models.training.sampling import Sampling
 from orchestrator.run.config import RunConfig
-from orchestrator.run.names import BASELINE, BONE_TASK, ROUTER, find_bone, name_specialist
-from orchestrator.search.search_space import Point, draw_points
+from orchestrator.run.names import BASELINE, BONE_TASK, ROUTER, parse_bone, specialist_target
+from orchestrator.search.search_space import TrialConfig, sample_configs
 
 MIN_IMAGES_PER_LABEL = 20
 """A bone with fewer of either label in train has no specialist: the baseline serves it (DESIGN.md)."""
 
-MIN_UPDATES_PER_EPOCH = 4
+MIN_STEPS_PER_EPOCH = 4
 STAGES = {"linear_probe": 1, "mlp_probe": 1, "two_stage_probe": 1, "finetune": 2, "intermediate_task": 3}
-PAPER_STAGE_UPDATES = TWO_STAGE.boundary_updates or 0
-"""The paper's 3.4a: so many updates; 3.4b doubles them (its text gives no number for the second stage)."""
+PAPER_STAGE_STEPS = TWO_STAGE.boundary_steps or 0
+"""The paper's 3.4a: so many steps; 3.4b doubles them (its text gives no number for the second stage)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +46,11 @@ class PlannedTrial:
     weight_decay: float
     backbone_lr_factor: float
     boundary: float
-    boundary_updates: int | None
+    boundary_steps: int | None
     final_factor: float
     sampling: Sampling
     num_epochs: int
-    updates_per_epoch: int
+    steps_per_epoch: int
     batch_size: int
     grace_epochs: int
     patience_epochs: int | None
@@ -64,19 +64,19 @@ class PlannedTrial:
         return LrSchedule(
             name=self.lr_schedule,
             boundary=self.boundary,
-            boundary_updates=self.boundary_updates,
+            boundary_steps=self.boundary_steps,
             final_factor=self.final_factor,
         )
 
     def settings(self, config: RunConfig) -> TrialSettings:
-        """Give all that decides this trial's epochs."""
+        """Return all that decides this trial's epochs."""
         return TrialSettings(
             head=_choose_head(self.recipe),
             lr=self.lr,
             lr_schedule=self.schedule,
             weight_decay=self.weight_decay,
             num_epochs=self.num_epochs,
-            updates_per_epoch=self.updates_per_epoch,
+            steps_per_epoch=self.steps_per_epoch,
             batch_size=self.batch_size,
             activation=config.activation,
             sampling=self.sampling,
@@ -113,17 +113,17 @@ class Plan:
         return sorted({trial.stage for trial in self.trials})
 
     def of_search(self, search: str) -> list[PlannedTrial]:
-        """Give the trials of one search."""
+        """Return the trials of one search."""
         return [trial for trial in self.trials if trial.search == search]
 
     def of_stage(self, stage: int) -> "Plan":
-        """Give the part of the plan that is one stage."""
+        """Return the part of the plan that is one stage."""
         return replace(self, trials=tuple(trial for trial in self.trials if trial.stage == stage))
 
     def to_table(self) -> pd.DataFrame:
-        """Give plan.csv."""
+        """Return plan.csv."""
         table = pd.DataFrame([asdict(trial) for trial in self.trials])
-        return table.astype({"boundary_updates": "Int64", "patience_epochs": "Int64"})
+        return table.astype({"boundary_steps": "Int64", "patience_epochs": "Int64"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,10 +131,10 @@ class Budget:
     """How long a trial is trained at most."""
 
     num_epochs: int
-    updates_per_epoch: int
+    steps_per_epoch: int
     batch_size: int
     is_in_steps: bool = False
-    """Trained for its number of updates, come what may: the paper's way for 3.4."""
+    """Trained for its number of steps, come what may: the paper's way for 3.4."""
 
 
 def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
@@ -152,7 +152,7 @@ def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
     train = train.assign(fold=folds[manifest["split"] == "train"])
     _check_fold_0(config, train)
     trainable, untrainable = _split_bones(config, counts, train)
-    searches = [(name_specialist(bone), recipe) for bone in trainable for recipe in config.specialist_recipes]
+    searches = [(specialist_target(bone), recipe) for bone in trainable for recipe in config.specialist_recipes]
     searches += [(BASELINE, recipe) for recipe in config.system_recipes]
     if len(counts) > 1:
         searches += [(ROUTER, recipe) for recipe in config.router_recipes]
@@ -168,35 +168,35 @@ def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
 
 
 def choose_budget(config: RunConfig, target: str, recipe: str, images_of_bone: Mapping[str, int]) -> Budget:
-    """Give what a trial may spend: the same for specialists and baselines, save in the paper's preset."""
+    """Return what a trial may spend: the same for specialists and baselines, save in the paper's preset."""
     if recipe == "two_stage_probe":
         epochs = 2 * config.num_epochs
-        return _budget_in_steps(config, epochs, 2 * PAPER_STAGE_UPDATES)
-    if config.preset == "paper" and find_bone(target) and recipe == "mlp_probe":
-        return _budget_in_steps(config, config.num_epochs, PAPER_STAGE_UPDATES)
+        return _budget_in_steps(config, epochs, 2 * PAPER_STAGE_STEPS)
+    if config.preset == "paper" and parse_bone(target) and recipe == "mlp_probe":
+        return _budget_in_steps(config, config.num_epochs, PAPER_STAGE_STEPS)
     is_finetune = recipe == "finetune"
     num_epochs = config.finetune_epochs if is_finetune else config.num_epochs
-    num_updates = config.finetune_updates if is_finetune else config.num_updates
+    num_steps = config.finetune_steps if is_finetune else config.num_steps
     batch_size = config.finetune_batch_size if is_finetune else config.batch_size
     images = sum(images_of_bone.values()) if config.preset == "paper" else max(images_of_bone.values())
     seen = images * (config.num_folds - 1) / config.num_folds
-    per_epoch = seen / batch_size if num_updates is None else num_updates / num_epochs
-    floor = MIN_UPDATES_PER_EPOCH if num_updates is None else 1
-    return Budget(num_epochs=num_epochs, updates_per_epoch=max(floor, math.ceil(per_epoch)), batch_size=batch_size)
+    per_epoch = seen / batch_size if num_steps is None else num_steps / num_epochs
+    floor = MIN_STEPS_PER_EPOCH if num_steps is None else 1
+    return Budget(num_epochs=num_epochs, steps_per_epoch=max(floor, math.ceil(per_epoch)), batch_size=batch_size)
 
 
-def _budget_in_steps(config: RunConfig, num_epochs: int, num_updates: int) -> Budget:
-    updates = math.ceil(num_updates / num_epochs)
-    return Budget(num_epochs=num_epochs, updates_per_epoch=updates, batch_size=config.batch_size, is_in_steps=True)
+def _budget_in_steps(config: RunConfig, num_epochs: int, num_steps: int) -> Budget:
+    steps = math.ceil(num_steps / num_epochs)
+    return Budget(num_epochs=num_epochs, steps_per_epoch=steps, batch_size=config.batch_size, is_in_steps=True)
 
 
 def _plan_search(config: RunConfig, target: str, recipe: str, images_of_bone: Mapping[str, int]) -> list[PlannedTrial]:
     search = f"{target}/{recipe}"
-    bone = find_bone(target)
+    bone = parse_bone(target)
     budget = choose_budget(config, target, recipe, images_of_bone)
     num_images = images_of_bone[bone] if bone else sum(images_of_bone.values())
     trials = []
-    for number, point in enumerate(draw_points(config, recipe, is_specialist=bone is not None)):
+    for number, point in enumerate(sample_configs(config, recipe, is_specialist=bone is not None)):
         trials.append(
             PlannedTrial(
                 stage=STAGES[recipe],
@@ -210,11 +210,11 @@ def _plan_search(config: RunConfig, target: str, recipe: str, images_of_bone: Ma
                 backbone_lr_factor=point.backbone_lr_factor,
                 weight_decay=point.weight_decay,
                 boundary=point.schedule.boundary,
-                boundary_updates=point.schedule.boundary_updates,
+                boundary_steps=point.schedule.boundary_steps,
                 final_factor=point.schedule.final_factor,
                 sampling=point.sampling,
                 num_epochs=budget.num_epochs,
-                updates_per_epoch=budget.updates_per_epoch,
+                steps_per_epoch=budget.steps_per_epoch,
                 batch_size=budget.batch_size,
                 grace_epochs=count_grace_epochs(config, point, budget),
                 patience_epochs=config.patience_epochs if config.early_stopping and not budget.is_in_steps else None,
@@ -226,20 +226,20 @@ def _plan_search(config: RunConfig, target: str, recipe: str, images_of_bone: Ma
     return trials
 
 
-def count_grace_epochs(config: RunConfig, point: Point, budget: Budget) -> int:
-    """Give the epochs before anything may stop a trial: a part of all, and its warm-up, be it of rate or of head."""
+def count_grace_epochs(config: RunConfig, point: TrialConfig, budget: Budget) -> int:
+    """Return the epochs before anything may stop a trial: a part of all, and its warm-up, be it of rate or of head."""
     if budget.is_in_steps:
         return budget.num_epochs
-    warmup = point.schedule.warmup_updates(budget.num_epochs * budget.updates_per_epoch) / budget.updates_per_epoch
-    frozen = config.finetune.frozen_epochs if point.backbone_lr_factor else 0
+    warmup = point.schedule.warmup_steps(budget.num_epochs * budget.steps_per_epoch) / budget.steps_per_epoch
+    frozen = config.finetune.freeze_backbone_epochs if point.backbone_lr_factor else 0
     grace = max(config.count_grace_epochs(budget.num_epochs), math.ceil(warmup), frozen)
     return min(budget.num_epochs, grace)
 
 
 def holds_out_one_fold(config: RunConfig, recipe: str) -> bool:
-    """Say whether a recipe's trials are judged on fold 0 alone: what saw the other folds, or costs too much to repeat.
+    """Return whether a recipe's trials are judged on fold 0 alone: what saw the other folds, or costs too much to repeat.
 
-    The bone task has seen the other folds' films, so a head on its backbone cannot be judged on them.
+    The bone task has seen the other folds' images, so a head on its backbone cannot be judged on them.
     """
     return config.held_out == "fold_0" or recipe in ("finetune", "intermediate_task")
 
@@ -291,13 +291,13 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -
 
 def _forecast_trial_s(config: RunConfig, recipe: str, num_images: int, budget: Budget) -> float:
     """Forecast a full-length trial on one CPU core; rates measured with EfficientNet-Lite0 (docs/DECISIONS.md)."""
-    num_updates = budget.num_epochs * budget.updates_per_epoch
+    num_steps = budget.num_epochs * budget.steps_per_epoch
     if recipe == "finetune":
-        film_s = (config.preprocessing.image_size_px / 160) ** 2 / 18
-        judge_s = film_s / 3 * num_images / config.num_folds
-        return round(num_updates * budget.batch_size * film_s + budget.num_epochs * judge_s, 2)
+        image_s = (config.preprocessing.image_size_px / 160) ** 2 / 18
+        judge_s = image_s / 3 * num_images / config.num_folds
+        return round(num_steps * budget.batch_size * image_s + budget.num_epochs * judge_s, 2)
     num_heads = 1 if holds_out_one_fold(config, recipe) else config.num_folds
     is_linear = recipe == "linear_probe"
-    update_s = (0.4e-3 if is_linear else 4e-3) * num_heads * budget.batch_size / 64
+    step_s = (0.4e-3 if is_linear else 4e-3) * num_heads * budget.batch_size / 64
     judge_s = (1e-6 if is_linear else 2e-5) * num_images
-    return round(num_updates * update_s + budget.num_epochs * judge_s, 2)
+    return round(num_steps * step_s + budget.num_epochs * judge_s, 2)

@@ -32,7 +32,7 @@ class SearchMonitor:
             self._publish(search)
 
     def on_line(self, what: str, line: dict[str, Any]) -> None:
-        """Take in one line of a journal: of the search, of its audit or of a refit."""
+        """Take in one line of a journal: of the search, of its audit or of a replicate."""
         if line["note"]:
             self._monitor.say(f"{line['trial']} epoch {line['epoch']}: {line['note']}")
         if what != "search":

@@ -3,13 +3,13 @@
 import ray
 
 from mura_models.training.checkpoints import Checkpoint
-from orchestrator.search.checkpoint_store import Kept, read_checkpoint, write_checkpoint
+from orchestrator.search.checkpoint_store import LoadedCheckpoint, read_checkpoint, write_checkpoint
 from orchestrator.search.trial import Job, StageInputs, make_training
-from orchestrator.search.tuner import Stage
+from orchestrator.search.tuner import StageContext
 
 
-def read_shipped(stage: Stage, job: Job, num_epochs: int) -> Checkpoint:
-    """Give the checkpoint of a training that ended after so many epochs."""
+def read_shipped(stage: StageContext, job: Job, num_epochs: int) -> Checkpoint:
+    """Return the checkpoint of a training that ended after so many epochs."""
     kept = read_checkpoint(stage.rundir, job.trial)
     if kept.content is not None:
         checkpoint = Checkpoint.from_bytes(kept.content)
@@ -25,9 +25,9 @@ def read_shipped(stage: Stage, job: Job, num_epochs: int) -> Checkpoint:
 
 
 def train_again(
-    job: Job, inputs: StageInputs, kept: Kept, num_epochs: int, *, num_cpus: float, num_gpus: float
+    job: Job, inputs: StageInputs, kept: LoadedCheckpoint, num_epochs: int, *, num_cpus: float, num_gpus: float
 ) -> bytes:
-    """Train a job up to an epoch, from what is kept of it, and give its checkpoint."""
+    """Train a job up to an epoch, from what is kept of it, and return its checkpoint."""
     training = make_training(job, inputs, num_cpus=num_cpus, num_gpus=num_gpus)
     if kept.content is not None:
         training.restore(kept.content)

@@ -1,6 +1,6 @@
-"""Early stopping: one ASHA ladder per search, and the line in the journal that every decision leaves.
+"""Early stopping: one ASHA bracket per search, and the line in the journal that every decision leaves.
 
-A ladder over several bones would let the easy bone prune the hard one. Ladders know trials by their plan id alone, so
+A bracket over several bones would let the easy bone prune the hard one. Ladders know trials by their plan id alone, so
 that a continued trial, to which Tune gives a new id, is judged as if nothing had happened.
 """
 
@@ -27,7 +27,7 @@ MIN_PEERS = 3
 """A trial is not stopped before so many others have stood at its rung: the first arrivals are no measure."""
 
 
-class Ladder:
+class AshaBracket:
     """ASHA (Li et al., arXiv 1810.05934) for the trials of one search, by Ray's own scheduler."""
 
     def __init__(self, *, metric: str, grace_epochs: int, num_epochs: int) -> None:
@@ -64,7 +64,7 @@ class Ladder:
 
 
 def list_rungs(*, grace_epochs: int, num_epochs: int) -> frozenset[int]:
-    """Give the epochs at which a ladder judges."""
+    """Return the epochs at which a bracket judges."""
     rungs = set()
     epoch = grace_epochs
     while epoch < num_epochs:
@@ -74,7 +74,7 @@ def list_rungs(*, grace_epochs: int, num_epochs: int) -> frozenset[int]:
 
 
 def _identify(trial: Trial) -> tuple[str, str]:
-    """Give search and plan id of one of Tune's trials."""
+    """Return search and plan id of one of Tune's trials."""
     return trial.config["trial"]["search"], trial.config["trial"]["trial"]
 
 
@@ -85,7 +85,7 @@ def _unflatten(result: Line) -> Line:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LadderRule:
+class BracketSettings:
     """How the trials of one search are judged."""
 
     metric: str
@@ -96,7 +96,7 @@ class LadderRule:
     """The horizon: a trial's last epoch."""
 
 
-class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
+class PerSearchAsha(FIFOScheduler):  # type: ignore[misc]
     """Tune's trial scheduler for all searches of a stage: trials in the plan's order, judged search by search.
 
     `grace_epochs` gives trials that may not be judged before an epoch of their own, as those whose rate still rises;
@@ -108,7 +108,7 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        rules: Mapping[str, LadderRule],
+        rules: Mapping[str, BracketSettings],
         grace_epochs: Mapping[str, int],
         is_stopping: bool,
         journal: Journal,
@@ -123,8 +123,8 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         self._num_failures: Counter[str] = Counter()
         self._is_stopping = is_stopping
         self._grace_epochs = grace_epochs
-        self._ladders = {
-            search: Ladder(metric=rule.metric, grace_epochs=rule.grace_epochs, num_epochs=rule.num_epochs)
+        self._brackets = {
+            search: AshaBracket(metric=rule.metric, grace_epochs=rule.grace_epochs, num_epochs=rule.num_epochs)
             for search, rule in rules.items()
         }
         self._known: set[str] = set()
@@ -135,15 +135,15 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         return {}
 
     def _replay(self) -> None:
-        """Put back on the ladders what the journal says, in the order in which it came."""
+        """Put back on the brackets what the journal says, in the order in which it came."""
         for line in self._journal.lines:
-            if line["search"] in self._ladders:
+            if line["search"] in self._brackets:
                 self._add(line["search"], line["trial"])
                 if line["state"] != "FAILED":
                     self._judge(line["search"], line["trial"], line["epoch"], line["metrics"])
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Enter a trial on its search's ladder, once."""
+        """Enter a trial on its search's bracket, once."""
         self._add(*_identify(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -169,7 +169,7 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
             return
         if not failure:
             self._judge(search, name, result["epoch"], result["metrics"])
-        self._write(search, name, result, state="FAILED" if failure else "COMPLETE", why=failure)
+        self._write(search, name, result, state="FAILED" if failure else "COMPLETE", reason=failure)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Write down that a trial failed for good; Tune also calls this before it starts the trial again.
@@ -184,28 +184,28 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
         if is_started_again or self._num_failures[name] <= MAX_WORKER_FAILURES or self.halted:
             return
         cause = str(trial.get_error() or "").strip().splitlines()
-        why = f"the worker failed {self._num_failures[name]} times{f': {hide_folders(cause[-1])}' if cause else ''}"
-        self._give_up(search, name, why)
+        reason = f"the worker failed {self._num_failures[name]} times{f': {hide_folders(cause[-1])}' if cause else ''}"
+        self._give_up(search, name, reason)
 
-    def _give_up(self, search: str, name: str, why: str) -> None:
+    def _give_up(self, search: str, name: str, reason: str) -> None:
         """Write down, behind the last epoch of a trial, that it failed."""
         result = {"epoch": self._journal.last_epoch(name) + 1, "metrics": {}}
-        self._write(search, name, result, state="FAILED", why=why)
+        self._write(search, name, result, state="FAILED", reason=reason)
 
     def _add(self, search: str, trial: str) -> None:
         if trial not in self._known:
             self._known.add(trial)
-            self._ladders[search].add(trial)
+            self._brackets[search].add(trial)
 
     def _judge(self, search: str, trial: str, epoch: int, metrics: dict[str, float | None]) -> bool:
-        score = metrics.get(self._ladders[search].metric)
+        score = metrics.get(self._brackets[search].metric)
         if not self._is_stopping or score is None or not math.isfinite(score):
             return False
         if epoch < self._grace_epochs.get(trial, 0):
             return False
-        return self._ladders[search].is_to_stop(trial, epoch, score)
+        return self._brackets[search].is_to_stop(trial, epoch, score)
 
-    def _write(self, search: str, trial: str, result: dict[str, Any], *, state: str, why: str | None = None) -> None:
+    def _write(self, search: str, trial: str, result: dict[str, Any], *, state: str, reason: str | None = None) -> None:
         try:
             line = self._journal.append(
                 search=search,
@@ -214,7 +214,7 @@ class LadderPerSearch(FIFOScheduler):  # type: ignore[misc]
                 metrics=result["metrics"],
                 decision="continue" if state == "RUNNING" else "stop",
                 state=state,
-                why=why,
+                reason=reason,
                 note=result.get("note"),
                 worker=result.get("worker"),
             )

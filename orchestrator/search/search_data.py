@@ -4,18 +4,18 @@ import numpy as np
 
 from mura_models.data.dataset import patient_codes, study_codes
 from mura_models.training.search_data import SearchData
-from orchestrator.run.names import ROUTER, find_bone
-from orchestrator.search.context import Work
+from orchestrator.run.names import ROUTER, parse_bone
+from orchestrator.search.context import RunContext
 from orchestrator.search.plan import Plan, holds_out_one_fold
 
 
-def gather_data(work: Work, plan: Plan, base: str) -> dict[str, SearchData]:
-    """Give each search its rows of the train embeddings, by the backbone of this key, and of the films."""
+def gather_data(work: RunContext, plan: Plan, base: str) -> dict[str, SearchData]:
+    """Return each search its rows of the train embeddings, by the backbone of this key, and of the images."""
     train = work.train
-    features_NOD = work.embed(base, train, all_outcomes=True)
-    films = work.ingested.films
+    features_NVD = work.embed(base, train, all_views=True)
+    images = work.ingested.images
     has_networks = any(trial.recipe == "finetune" for trial in plan.trials)
-    films_NHW = films.rows[films.find(train["digest"])] if has_networks else None
+    images_NHW = images.rows[images.find(train["digest"])] if has_networks else None
     bones = train["bone"].to_numpy(dtype=str)
     columns = {
         "folds": train["fold"].to_numpy(np.int64),
@@ -26,13 +26,13 @@ def gather_data(work: Work, plan: Plan, base: str) -> dict[str, SearchData]:
     data = {}
     for name in plan.searches:
         target, recipe = name.rsplit("/", 1)
-        bone = find_bone(target)
+        bone = parse_bone(target)
         rows = np.arange(len(train)) if bone is None else np.flatnonzero(bones == bone)
         is_router = target == ROUTER
         labels = np.searchsorted(work.bones, bones) if is_router else train["label"].to_numpy(np.int64)
         data[name] = SearchData(
-            features_NOD=features_NOD,
-            films_NHW=films_NHW,
+            features_NVD=features_NVD,
+            images_NHW=images_NHW,
             rows=rows,
             labels=labels[rows],
             held_out=(0,) if holds_out_one_fold(work.config, recipe) else tuple(range(work.config.num_folds)),

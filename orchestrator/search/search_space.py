@@ -18,7 +18,7 @@ BACKBONE_LR_FACTORS = (1.0, 0.3, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Point:
+class TrialConfig:
     """One configuration to try."""
 
     schedule: LrSchedule
@@ -42,8 +42,8 @@ FINETUNE_DEFAULT = (LrSchedule(name="warmup_cosine", boundary=0.1, final_factor=
 """Tried first: chosen by us on the held-out fold of FracAtlas (docs/DECISIONS.md)."""
 
 
-def draw_points(config: RunConfig, recipe: str, *, is_specialist: bool) -> list[Point]:
-    """Give the points of a recipe, the same for all of its targets; but the paper gave its specialists another rate."""
+def sample_configs(config: RunConfig, recipe: str, *, is_specialist: bool) -> list[TrialConfig]:
+    """Return the points of a recipe, the same for all of its targets; but the paper gave its specialists another rate."""
     head_recipe = "mlp_probe" if recipe == "intermediate_task" else recipe
     num_points = count_trials(config, recipe)
     first = _list_first(config, recipe, is_specialist=is_specialist)[:num_points]
@@ -54,7 +54,7 @@ def draw_points(config: RunConfig, recipe: str, *, is_specialist: bool) -> list[
     drawn = _draw(head_recipe, num_drawn, tried, rng) if num_drawn else []
     seeds = np.random.SeedSequence([config.seed, salt, 1]).generate_state(num_points) >> 1
     return [
-        Point(
+        TrialConfig(
             schedule=schedule,
             lr=lr,
             weight_decay=decay,
@@ -67,7 +67,7 @@ def draw_points(config: RunConfig, recipe: str, *, is_specialist: bool) -> list[
 
 
 def count_trials(config: RunConfig, recipe: str) -> int:
-    """Give the trials of a search: a two-stage probe has nothing to search but what is done against imbalance."""
+    """Return the trials of a search: a two-stage probe has nothing to search but what is done against imbalance."""
     if recipe == "two_stage_probe":
         return len(config.sampling)
     return config.finetune_trials if recipe == "finetune" else config.num_trials
@@ -98,7 +98,7 @@ def _draw(
 
 
 def _choose_factor(config: RunConfig, number: int) -> float:
-    """Give the backbone's part of the rate: as set, else in turn, each under every sampling before the next."""
+    """Return the backbone's part of the rate: as set, else in turn, each under every sampling before the next."""
     turn = number // len(config.sampling) % len(BACKBONE_LR_FACTORS)
     return config.finetune.backbone_lr_factor or BACKBONE_LR_FACTORS[turn]
 

@@ -31,7 +31,7 @@ class Job:
     starts_from: str = ""
     """The trial whose checkpoint it takes up where it has none of its own."""
     keep_epochs: frozenset[int] = frozenset()
-    """Epochs at which the ladder may stop it: its checkpoint is kept before it is judged."""
+    """Epochs at which the bracket may stop it: its checkpoint is kept before it is judged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,18 +39,18 @@ class StageInputs:
     """The large part of what the trials of a stage need: in Ray's object store once, and once on each node."""
 
     data: Mapping[str, SearchData]
-    """By search; all share one array of embeddings, and one of films."""
+    """By search; all share one array of embeddings, and one of images."""
     backbone: Backbone | None = None
     """Where whole networks are trained: what they start from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialInputs:
-    """What the trials of one search, audit or refit need."""
+    """What the trials of one search, audit or replicate need."""
 
     jobs: Mapping[str, Job]
     """By trial."""
-    keeper: Any
+    store: Any
     """The actor that keeps checkpoints, and has the reference to the StageInputs."""
 
 
@@ -77,7 +77,9 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], inputs: TrialInputs) -> None:
         """Start the trial, or take it up at its last checkpoint."""
         self.inputs = inputs
-        (reference,) = ray.get(inputs.keeper.find_inputs.remote())  # none in a keeper just restarted: tried again
+        (reference,) = ray.get(
+            inputs.store.find_inputs.remote()
+        )  # none in a checkpoint store just restarted: tried again
         self.stage: StageInputs = ray.get(reference)
         self._begin(config)
 
@@ -93,7 +95,7 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
         self.replay: list[dict[str, Any]] = []
         self.storage_error: str | None = None
         try:
-            checkpoint, self.note = ray.get(self.inputs.keeper.load.remote(self.job.trial, self.job.starts_from))
+            checkpoint, self.note = ray.get(self.inputs.store.load.remote(self.job.trial, self.job.starts_from))
         except StorageError as error:
             self.storage_error = _tell_cause(error)
             return
@@ -113,7 +115,7 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
         epoch = self.training.train_epoch()
         if self._is_to_keep(epoch):
             try:
-                ray.get(self.inputs.keeper.keep.remote(self.job.trial, self.training.save()))
+                ray.get(self.inputs.store.keep.remote(self.job.trial, self.training.save()))
             except StorageError as error:
                 return self._tell(epoch) | {"done": True, "storage_error": _tell_cause(error)}
             self.kept_at = time.monotonic()
@@ -142,7 +144,7 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
 
 
 def _tell_cause(error: StorageError) -> str:
-    """Give the line of the keeper's own error, without the traceback that Ray adds on its way."""
+    """Return the line of the checkpoint store's own error, without the traceback that Ray adds on its way."""
     return str(getattr(error, "cause", error))
 
 
@@ -151,4 +153,4 @@ class ProbeTrial(TunedTrial):
 
 
 class FinetuneTrial(TunedTrial):
-    """A trial of a whole network on films."""
+    """A trial of a whole network on images."""

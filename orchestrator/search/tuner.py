@@ -11,49 +11,49 @@ import ray
 from ray import tune
 
 from mura_models.errors import RunError, StorageError
-from orchestrator.cluster.resources import Share
+from orchestrator.cluster.resources import TrialResources
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.journal import Journal, Line
 from orchestrator.search.plan import Plan, PlannedTrial
-from orchestrator.search.scheduler import MAX_WORKER_FAILURES, LadderPerSearch, LadderRule, list_rungs
+from orchestrator.search.scheduler import MAX_WORKER_FAILURES, BracketSettings, PerSearchAsha, list_rungs
 from orchestrator.search.trial import FinetuneTrial, Job, ProbeTrial, TrialInputs
 from orchestrator.search.watchdog import Watch
 
-KEEPER_S = 120.0
-"""How long the keeper may take to answer, its process started anew by Ray if need be (chosen by us)."""
+STORE_TIMEOUT_S = 120.0
+"""How long the checkpoint store may take to answer, its process started anew by Ray if need be (chosen by us)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What the trainings of one stage share: the search itself, its audit and its refits."""
+class StageContext:
+    """What the trainings of one stage share: the search itself, its audit and its replicates."""
 
     config: RunConfig
     plan: Plan
     """The trials of this stage."""
     rundir: RunDir
-    keeper: Any
+    store: Any
     """The actor that keeps checkpoints, and holds the reference to the stage's inputs."""
     inputs: Any
     """That reference."""
-    share: Share
+    share: TrialResources
     on_line: Callable[[str, Line], None]
-    """Told every line of a journal, and what it belongs to: search, audit or refit."""
+    """Told every line of a journal, and what it belongs to: search, audit or replicate."""
     say: Callable[[str], None]
     """Writes one line for the user."""
 
     def hold_inputs(self) -> None:
-        """Tell the keeper where the stage's inputs are: at the start, and where its process was started anew."""
-        ray.get(self.keeper.hold_inputs.remote([self.inputs]), timeout=KEEPER_S)
+        """Tell the checkpoint store where the stage's inputs are: at the start, and where its process was started anew."""
+        ray.get(self.store.hold_inputs.remote([self.inputs]), timeout=STORE_TIMEOUT_S)
 
 
-def run_search(stage: Stage) -> None:
+def run_search(stage: StageContext) -> None:
     """Run every trial that the journal does not show as ended. Raises RunError where trials remain."""
     run_jobs(stage, [make_job(stage.config, trial) for trial in stage.plan.trials], what="search")
 
 
 def make_job(config: RunConfig, trial: PlannedTrial) -> Job:
-    """Give a planned trial as a job, its checkpoint kept wherever the ladder may stop it."""
+    """Return a planned trial as a job, its checkpoint kept wherever the bracket may stop it."""
     rule = make_rule(config, trial)
     rungs = list_rungs(grace_epochs=rule.grace_epochs, num_epochs=rule.num_epochs)
     return Job(
@@ -64,30 +64,34 @@ def make_job(config: RunConfig, trial: PlannedTrial) -> Job:
     )
 
 
-def make_rules(config: RunConfig, plan: Plan) -> dict[str, LadderRule]:
-    """Give each search its ladder, which all of its trials stand on alike."""
+def make_rules(config: RunConfig, plan: Plan) -> dict[str, BracketSettings]:
+    """Return each search its bracket, which all of its trials stand on alike."""
     firsts = {trial.search: trial for trial in reversed(plan.trials)}
     return {search: make_rule(config, trial) for search, trial in firsts.items()}
 
 
-def make_rule(config: RunConfig, trial: PlannedTrial) -> LadderRule:
-    """Give the ladder of a trial's search: the horizon is the search's maximum."""
-    return LadderRule(
+def make_rule(config: RunConfig, trial: PlannedTrial) -> BracketSettings:
+    """Return the bracket of a trial's search: the horizon is the search's maximum."""
+    return BracketSettings(
         metric=f"dev_{trial.settings(config).metric}",
         grace_epochs=config.count_grace_epochs(trial.num_epochs),
         num_epochs=trial.num_epochs,
     )
 
 
-def run_jobs(stage: Stage, jobs: Sequence[Job], *, what: str) -> Journal:
+def run_jobs(stage: StageContext, jobs: Sequence[Job], *, what: str) -> Journal:
     """Train whatever of these the journal of `what` does not show as ended; only a search stops trials early.
 
     A trial that Tune gave up before its failures are up goes into another Tuner. Raises StorageError where a journal or
     a checkpoint cannot be written.
     """
-    paths = {"search": stage.rundir.journal, "audit": stage.rundir.audit_journal, "refit": stage.rundir.refit_journal}
+    paths = {
+        "search": stage.rundir.journal,
+        "audit": stage.rundir.audit_journal,
+        "replicate": stage.rundir.replicate_journal,
+    }
     journal = Journal(paths[what])
-    scheduler = LadderPerSearch(
+    scheduler = PerSearchAsha(
         rules=make_rules(stage.config, stage.plan),
         grace_epochs={trial.trial: trial.grace_epochs for trial in stage.plan.trials},
         is_stopping=stage.config.early_stopping and what == "search",
@@ -112,8 +116,8 @@ def _list_open(jobs: Sequence[Job], journal: Journal) -> list[Job]:
     return [job for job in jobs if job.trial not in ended]
 
 
-def _fit(stage: Stage, jobs: Sequence[Job], scheduler: LadderPerSearch) -> None:
-    inputs = TrialInputs(jobs={job.trial: job for job in jobs}, keeper=stage.keeper)
+def _fit(stage: StageContext, jobs: Sequence[Job], scheduler: PerSearchAsha) -> None:
+    inputs = TrialInputs(jobs={job.trial: job for job in jobs}, store=stage.store)
     trains_networks = any(job.settings.finetune for job in jobs)
     names = [{"search": job.search, "trial": job.trial} for job in jobs]
     share = stage.share
@@ -132,7 +136,7 @@ def _fit(stage: Stage, jobs: Sequence[Job], scheduler: LadderPerSearch) -> None:
                 max_concurrent_trials=share.max_concurrent,
             ),
             run_config=tune.RunConfig(
-                storage_path=scratch,  # Ray keeps no state that matters: the journal and the keeper do
+                storage_path=scratch,  # Ray keeps no state that matters: the journal and the checkpoint store do
                 verbose=0,
                 stop=Watch(scheduler, stage.rundir, share, stage.say),
                 failure_config=tune.FailureConfig(max_failures=MAX_WORKER_FAILURES),

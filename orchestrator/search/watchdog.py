@@ -8,9 +8,9 @@ from typing import Any
 
 from ray.tune.stopper import Stopper
 
-from orchestrator.cluster.resources import Share, has_room_for_a_trial, list_node_resources
+from orchestrator.cluster.resources import TrialResources, has_room_for_a_trial, list_node_resources
 from orchestrator.run.directory import RunDir
-from orchestrator.search.scheduler import LadderPerSearch
+from orchestrator.search.scheduler import PerSearchAsha
 
 LOOK_EVERY_S = 10.0
 LOW_DISK_BYTES = 500 * 2**20
@@ -20,7 +20,9 @@ LOW_DISK_BYTES = 500 * 2**20
 class Watch(Stopper):  # type: ignore[misc]
     """Asked by Tune after every event whether to end everything; looks about now and then, and says what it sees."""
 
-    def __init__(self, scheduler: LadderPerSearch, rundir: RunDir, share: Share, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, scheduler: PerSearchAsha, rundir: RunDir, share: TrialResources, say: Callable[[str], None]
+    ) -> None:
         self._scheduler = scheduler
         self._rundir = rundir
         self._share = share
@@ -37,7 +39,7 @@ class Watch(Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        """Say whether the Tuner is to end now, its trials as they are."""
+        """Return whether the Tuner is to end now, its trials as they are."""
         now = time.monotonic()
         if now - self._looked_at >= LOOK_EVERY_S:
             self._looked_at = now

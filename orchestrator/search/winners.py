@@ -20,7 +20,7 @@ ENDED = ("COMPLETE", "PRUNED")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class TrialScore:
     """How a trial that has ended stands in its search."""
 
     trial: str
@@ -43,7 +43,7 @@ class DevRows:
 
     @classmethod
     def of(cls, data: SearchData, logits: np.ndarray) -> "DevRows":
-        """Give the dev rows of a search with the logits of its winner."""
+        """Return the dev rows of a search with the logits of its winner."""
         entries = data.dev_entries
         names = ("labels", "studies", "patients", "bones", "folds")
         return cls(logits=logits, **{name: getattr(data, name)[entries] for name in names})
@@ -58,9 +58,9 @@ class Winner:
     """A search's best trial and what is shipped of it."""
 
     trial: PlannedTrial
-    standing: Standing
+    standing: TrialScore
     shipped: tuple[str, ...]
-    """The trainings whose weights are shipped: the trial itself, or refits of it under other seeds."""
+    """The trainings whose weights are shipped: the trial itself, or replicates of it under other seeds."""
     networks: tuple[Network, ...]
     dev: DevRows
     model: AbnormalityModel | None
@@ -72,7 +72,7 @@ class Winner:
         return self.trial.search
 
     def rate_studies(self, folds: Sequence[int], bone: str | None = None) -> Scored:
-        """Give its answers on the studies of these dev folds, of one bone or of all, by study code."""
+        """Return its answers on the studies of these dev folds, of one bone or of all, by study code."""
         assert self.model is not None
         mask = np.isin(self.dev.folds, folds)
         rows = self.dev.subset(mask if bone is None else mask & (self.dev.bones == bone))
@@ -86,13 +86,13 @@ class Winner:
         return to_studies(images, rows.studies)
 
     def score_bones(self, folds: Sequence[int]) -> float:
-        """Give a router's macro F1 by image on these dev folds."""
+        """Return a router's macro F1 by image on these dev folds."""
         rows = self.dev.subset(np.isin(self.dev.folds, folds))
         return macro_f1(rows.labels, to_classes_array(rows.logits), rows.logits.shape[1])
 
 
-def rank_trials(lines: Sequence[Line], search: str, metric: str, *, kept_epoch: str = "last") -> list[Standing]:
-    """Give a search's ended trials, the best first: by score, then fewer epochs, then the plan's order.
+def rank_trials(lines: Sequence[Line], search: str, metric: str, *, kept_epoch: str = "last") -> list[TrialScore]:
+    """Return a search's ended trials, the best first: by score, then fewer epochs, then the plan's order.
 
     A trial's score is that of its last epoch, or of its best one where that is the one shipped. Failed trials and
     those whose metric does not exist are left out.
@@ -111,28 +111,30 @@ def rank_trials(lines: Sequence[Line], search: str, metric: str, *, kept_epoch: 
         if judged:
             best = max(judged, key=lambda line: line["metrics"][metric])  # the first of equals, as in training
             standings.append(
-                Standing(trial=trial, score=best["metrics"][metric], kept_epoch=best["epoch"], num_epochs=last["epoch"])
+                TrialScore(
+                    trial=trial, score=best["metrics"][metric], kept_epoch=best["epoch"], num_epochs=last["epoch"]
+                )
             )
     return sorted(standings, key=lambda standing: (-standing.score, standing.num_epochs, standing.trial))
 
 
-def pick_winner(lines: Sequence[Line], search: str, metric: str, *, kept_epoch: str = "last") -> Standing:
+def pick_winner(lines: Sequence[Line], search: str, metric: str, *, kept_epoch: str = "last") -> TrialScore:
     """Choose a search's best trial. Raises RunError where every trial failed or none has a score."""
     ranked = rank_trials(lines, search, metric, kept_epoch=kept_epoch)
     if not ranked:
         has_ended = any(line["search"] == search and line["state"] in ENDED for line in lines)
-        why = (
+        reason = (
             f"{metric} does not exist on its dev rows, as where they have one label"
             if has_ended
             else "every trial failed"
         )
-        raise RunError(f"{search}: {why}")
+        raise RunError(f"{search}: {reason}")
     return ranked[0]
 
 
-def crown(
+def make_winner(
     trial: PlannedTrial,
-    standing: Standing,
+    standing: TrialScore,
     data: SearchData,
     *,
     shipped: Sequence[str],
@@ -153,6 +155,6 @@ def crown(
 
 
 def find_common_folds(winners: Mapping[str, Winner]) -> list[int]:
-    """Give the dev folds that judged every one of these: only on them can all be compared."""
+    """Return the dev folds that judged every one of these: only on them can all be compared."""
     folds = [set(np.unique(winner.dev.folds).tolist()) for winner in winners.values()]
     return sorted(set.intersection(*folds)) if folds else []

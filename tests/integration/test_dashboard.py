@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
-from ray_helpers import BONES, ROOT, User, find_free_port, make_user, read_journal, wait_until, write_films
+from ray_helpers import BONES, ROOT, User, find_free_port, make_user, read_journal, wait_until, write_images
 
 SEARCHES = {f"specialist:{bone}/mlp_probe" for bone in BONES} | {
     *("baseline/linear_probe", "baseline/mlp_probe", "router/linear_probe"),
@@ -50,13 +50,13 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> User:
 
 @pytest.fixture(scope="module")
 def running(user: User) -> Iterator[Running]:
-    films, run_dir = write_films(user.home / "films"), user.home / "run"
+    images, run_dir = write_images(user.home / "images"), user.home / "run"
     command = (
         sys.executable,
         ROOT / "run_study.py",
         "--all-bones",
         "--data",
-        films,
+        images,
         "--run-dir",
         run_dir,
         *LONG,
@@ -85,7 +85,7 @@ def test_the_dashboard_lists_our_tasks_and_actors_by_telling_names(running: Runn
         return {actor["class_name"].split(".")[-1] for actor in running.list_entries("actors")}
 
     wait_until(lambda: "ProbeTrial" in list_classes(), "an actor ProbeTrial")
-    assert "checkpoint-keeper" in {actor["name"] for actor in running.list_entries("actors")}
+    assert "checkpoint-store" in {actor["name"] for actor in running.list_entries("actors")}
     assert {"decode_images", "embed_images"} <= {task["name"] for task in running.list_entries("tasks")}
 
 
@@ -140,7 +140,7 @@ class Browser:
         return text
 
     def find(self, css: str) -> str | None:
-        """Give the first element, if there is one."""
+        """Return the first element, if there is one."""
         found = self._post("elements", using="css selector", value=css)
         return next(iter(found[0].values())) if found else None
 
@@ -187,4 +187,4 @@ def test_a_person_signs_in_with_the_token_and_sees_the_run(running: Running, bro
     browser.type("input[type=password]", f"{running.token}\ue007")  # U+E007 is Enter (W3C WebDriver, 17.4.2)
     wait_until(lambda: "run_study.py" in browser.read_text(), "the job on the page")
     browser.open(f"{running.dashboard}/#/actors")
-    wait_until(lambda: {"ProbeTrial", "checkpoint-keeper"} <= set(browser.read_text().split()), "our actors")
+    wait_until(lambda: {"ProbeTrial", "checkpoint-store"} <= set(browser.read_text().split()), "our actors")

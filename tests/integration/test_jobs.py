@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray_helpers import BIN, ROOT, TINY, User, find_free_port, make_user, read_json, wait_until, write_films
+from ray_helpers import BIN, ROOT, TINY, User, find_free_port, make_user, read_json, wait_until, write_images
 
 pytestmark = pytest.mark.cluster
 TOKEN = {"RAY_AUTH_MODE": "token"}
@@ -50,8 +50,8 @@ def submit(user: User, head: str, clone: Path, *options: object) -> "subprocess.
 
 
 def test_a_job_ends_with_a_report_in_its_run_directory(user: User, head: str, clone: Path) -> None:
-    films, run_dir = write_films(user.home / "films"), user.home / "runs" / "first"
-    done = submit(user, head, clone, "--data", films, "--run-dir", run_dir)
+    images, run_dir = write_images(user.home / "images"), user.home / "runs" / "first"
+    done = submit(user, head, clone, "--data", images, "--run-dir", run_dir)
     assert done.returncode == 0, done.stdout + done.stderr
     assert read_json(run_dir / "report.json")["run"]["failed_searches"] == {}
     assert str(run_dir / "report.html") in done.stdout
@@ -61,8 +61,8 @@ def test_a_job_ends_with_a_report_in_its_run_directory(user: User, head: str, cl
 def test_a_job_refuses_a_run_directory_that_it_would_lose(
     options: tuple[str, ...], user: User, head: str, clone: Path
 ) -> None:
-    films = write_films(user.home / "films")
-    done = submit(user, head, clone, "--data", films, *options)
+    images = write_images(user.home / "images")
+    done = submit(user, head, clone, "--data", images, *options)
     assert done.returncode != 0
     assert "a Ray job works in a temporary folder and would lose it; give --run-dir" in done.stdout
     assert "Traceback" not in done.stdout

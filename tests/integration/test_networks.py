@@ -17,7 +17,7 @@ from ray_helpers import (
     read_journal,
     read_json,
     wait_until,
-    write_films,
+    write_images,
 )
 
 from mura_models.training.checkpoints import Checkpoint
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.slow
 SMALL = ("--weights", "none", "--image-size", "32", "--epochs", "2", "--folds", "2")
 FINETUNE = (
     *("--recipes", "mlp_probe", "finetune", "--trials", "6", "--epochs", "6", "--finetune-epochs", "4"),
-    *("--finetune-trials", "2", "--finetune-updates", "8", "--finetune-batch-size", "8", "--backbone", "resnet18"),
-    *("--weights", "none", "--image-size", "32", "--folds", "2", "--refit-seeds", "2"),
+    *("--finetune-trials", "2", "--finetune-steps", "8", "--finetune-batch-size", "8", "--backbone", "resnet18"),
+    *("--weights", "none", "--image-size", "32", "--folds", "2", "--replicate-seeds", "2"),
 )
 
 
@@ -38,21 +38,21 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> User:
 
 
 @pytest.fixture(scope="module")
-def films(user: User) -> Path:
-    return write_films(user.home / "films")
+def images(user: User) -> Path:
+    return write_images(user.home / "images")
 
 
 @pytest.fixture(scope="module")
-def finetuned(user: User, films: Path) -> Path:
+def finetuned(user: User, images: Path) -> Path:
     """The directory of a finished run with probes and whole networks."""
-    user.run_study("--data", films, "--run-dir", user.home / "finetuned", *FINETUNE)
+    user.run_study("--data", images, "--run-dir", user.home / "finetuned", *FINETUNE)
     return user.home / "finetuned"
 
 
-def predict(user: User, films: Path, run_dir: Path) -> None:
+def predict(user: User, images: Path, run_dir: Path) -> None:
     """Check that the bundle answers in another process as the run did."""
     out = run_dir.parent / f"{run_dir.name}.parquet"
-    command = ("predict", "--bundle", run_dir / "bundle", "--data", films, "--out", out, "--split", "test")
+    command = ("predict", "--bundle", run_dir / "bundle", "--data", images, "--out", out, "--split", "test")
     done = user.call(BIN / "mura", *command)
     assert done.returncode == 0, done.stderr
     own = pd.read_parquet(run_dir / "predictions.parquet").set_index("path")
@@ -61,9 +61,9 @@ def predict(user: User, films: Path, run_dir: Path) -> None:
     assert (answers["bone_predicted"] == own["bone_predicted"]).all()
 
 
-def test_the_papers_preset_runs_every_system_and_prints_its_table(user: User, films: Path) -> None:
+def test_the_papers_preset_runs_every_system_and_prints_its_table(user: User, images: Path) -> None:
     run_dir = user.home / "paper"
-    done = user.run_study("--preset", "paper", "--data", films, "--run-dir", run_dir, *SMALL)
+    done = user.run_study("--preset", "paper", "--data", images, "--run-dir", run_dir, *SMALL)
     report = read_json(run_dir / "report.json")
     assert report["run"]["failed_searches"] == {}
     rows = {(row["section"], row["bone"]): row for row in report["paper"]}
@@ -76,25 +76,25 @@ def test_the_papers_preset_runs_every_system_and_prints_its_table(user: User, fi
     assert rows["3.1", None]["ours"]["value"] == pytest.approx(accuracy)
     assert "0.6951" in done.stdout
     assert "image-level test accuracy" in done.stdout
-    predict(user, films, run_dir)
+    predict(user, images, run_dir)
 
 
 def test_whole_networks_stand_beside_probes_and_the_bundle_answers_as_the_run(
-    user: User, films: Path, finetuned: Path
+    user: User, images: Path, finetuned: Path
 ) -> None:
     report = read_json(finetuned / "report.json")
     assert report["run"]["failed_searches"] == {}
     assert {"baseline_finetune", "specialists_finetune_oracle", "specialists_finetune_routed"} <= set(report["systems"])
     assert len({line["worker"]["pid"] for line in read_journal(finetuned)}) > 1
-    predict(user, films, finetuned)
+    predict(user, images, finetuned)
 
 
-def test_refits_are_shipped_and_losers_are_not_kept(finetuned: Path) -> None:
+def test_replicates_are_shipped_and_losers_are_not_kept(finetuned: Path) -> None:
     run = read_json(finetuned / "report.json")["run"]
-    refits = run["refits"]
+    replicates = run["replicates"]
     plan = pd.read_csv(finetuned / "plan.csv")
-    assert set(refits) == set(plan["search"])
-    shipped = {name for refit in refits.values() for name in refit["shipped"]}
+    assert set(replicates) == set(plan["search"])
+    shipped = {name for replicate in replicates.values() for name in replicate["shipped"]}
     kept = {path.name.removesuffix(".safetensors") for path in (finetuned / "checkpoints").iterdir()}
     last = {name for name in kept if not name.endswith(".previous")}
     assert last == {name.replace("/", "%2F").replace(":", "%3A") for name in shipped}
@@ -107,11 +107,11 @@ def test_refits_are_shipped_and_losers_are_not_kept(finetuned: Path) -> None:
 
 
 def test_a_run_killed_while_it_trains_networks_goes_on_as_if_nothing_had_happened(
-    user: User, films: Path, tmp_path: Path
+    user: User, images: Path, tmp_path: Path
 ) -> None:
-    fewer = ("--recipes", "finetune", "--trials", "1", "--refit-seeds", "0", "--no-early-stopping")
+    fewer = ("--recipes", "finetune", "--trials", "1", "--replicate-seeds", "0", "--no-early-stopping")
     fewer = (*fewer, "--max-concurrent", "1")
-    options = ("--data", films, *FINETUNE, *fewer)
+    options = ("--data", images, *FINETUNE, *fewer)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     user.run_study("--run-dir", whole, *options)
     with user.start(sys.executable, ROOT / "run_study.py", "--all-bones", "--run-dir", killed, *options) as driver:

@@ -83,6 +83,6 @@ def test_a_file_is_known_by_what_is_in_it(tmp_path: Path) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / f"{protocol}.json").write_bytes(pickle.dumps({"a": [1.0, "b"]}, protocol=protocol))
         (tmp_path / f"{protocol}.csv").write_bytes(pickle.dumps({"a": [1.0, "b"]}, protocol=protocol))
-    Image.new("L", (4, 4)).save(tmp_path / "film.png")
+    Image.new("L", (4, 4)).save(tmp_path / "image.png")
     known = {path.name: name_format(path) for path in tmp_path.iterdir()}
-    assert {name: format for name, format in known.items() if format} == {"plain.npy": "npy", "film.png": "png"}
+    assert {name: format for name, format in known.items() if format} == {"plain.npy": "npy", "image.png": "png"}

@@ -1,4 +1,4 @@
-"""Nothing of a patient and no path of the data leaves a run but where the README says so: marked films prove it."""
+"""Nothing of a patient and no path of the data leaves a run but where the README says so: marked images prove it."""
 
 import base64
 import re
@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import requests
 from file_formats import name_format
-from marked_data import KINDS, MARKS, find_marks, name, write_marked_films
+from marked_data import KINDS, MARKS, find_marks, name, write_marked_images
 from ray_helpers import BIN, ROOT, TINY, User, list_listeners, make_user, read_journal, wait_until
 from safetensors.torch import save_file
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 MAY_NAME_PATIENTS = {"manifest.parquet", "predictions.parquet", "quarantine.csv"}
 """As the README says. All else in a run directory may not."""
-OPTIONS = (*TINY, "--trials", "5", "--epochs", "4", "--refit-seeds", "1")
+OPTIONS = (*TINY, "--trials", "5", "--epochs", "4", "--replicate-seeds", "1")
 LISTS = ("tasks", "actors", "workers", "nodes", "jobs", "placement_groups", "objects", "runtime_envs")
 PAGES = (
     *(f"/api/v0/{what}?detail=1&limit=1000" for what in LISTS),
@@ -41,7 +41,7 @@ SIGHTS = (b"decode_images", b"embed_images", b"ProbeTrial", b"checkpoint-keeper"
 
 @dataclass
 class Watched:
-    """A run over marked films, and what was seen of it from outside while it was on."""
+    """A run over marked images, and what was seen of it from outside while it was on."""
 
     user: User
     data: Path
@@ -80,7 +80,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     user = make_user(tmp_path_factory.mktemp("user"))
-    seen = Watched(user=user, data=write_marked_films(user.home), run_dir=user.home / "run")
+    seen = Watched(user=user, data=write_marked_images(user.home), run_dir=user.home / "run")
     weights = user.home / name("weights_folder") / "lite0.safetensors"
     weights.parent.mkdir()
     save_file(load_backbone(BackboneSpec(weights="none")).module.state_dict(), weights)
@@ -104,9 +104,9 @@ def test_the_marks_are_where_they_may_be(watched: Watched) -> None:
     assert {"broken_filename", "suffix", "label", "split", "fold"} <= find_marks(
         (watched.run_dir / "quarantine.csv").read_bytes()
     )
-    film = next(watched.data.parent.glob(f"{name('subfolder')}/*.png")).read_bytes()
+    image = next(watched.data.parent.glob(f"{name('subfolder')}/*.png")).read_bytes()
     inside = {"keyword", "png_text", "png_compressed_text", "exif", "exif_utf16", "behind_the_pixels"}
-    assert find_marks(film) == inside
+    assert find_marks(image) == inside
 
 
 def test_a_run_leaves_no_mark_but_where_the_readme_says(watched: Watched) -> None:
@@ -130,7 +130,7 @@ def test_what_travels_names_no_folder_of_the_machine(watched: Watched) -> None:
 
 def test_the_cache_holds_no_mark(watched: Watched) -> None:
     files = list_files(watched.user.cache / "mura")
-    assert len(files) == 4  # an index and an array, of films and of embeddings
+    assert len(files) == 4  # an index and an array, of images and of embeddings
     assert {str(path): marks for path in files if (marks := find_marks(path.read_bytes()))} == {}
 
 
@@ -163,7 +163,7 @@ def test_every_port_of_a_run_is_on_loopback(watched: Watched) -> None:
     assert {ip for _, ip in watched.listeners} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
 
-def test_predict_names_films_and_nothing_else(watched: Watched, tmp_path: Path) -> None:
+def test_predict_names_images_and_nothing_else(watched: Watched, tmp_path: Path) -> None:
     out = tmp_path / "answers.csv"
     command = ("predict", "--bundle", watched.run_dir / "bundle", "--data", watched.data, "--out", out)
     done = watched.user.call(BIN / "mura", *command)
@@ -182,7 +182,7 @@ def test_the_search_finds_a_mark_in_every_spelling(kind: str) -> None:
 
 
 def has_ended(driver: "subprocess.Popen[str]") -> bool:
-    """Say whether a process has ended, or does so within two seconds: looking is work, too."""
+    """Return whether a process has ended, or does so within two seconds: looking is work, too."""
     with suppress(subprocess.TimeoutExpired):
         driver.wait(timeout=2)
     return driver.returncode is not None

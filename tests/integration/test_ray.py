@@ -20,7 +20,7 @@ import pytest
 import ray
 import torch
 from factories import NUM_FOLDS, make_manifest, make_probe_data
-from ray_helpers import BIN, TINY, User, find_free_port, make_user, read_journal, read_json, wait_until, write_films
+from ray_helpers import BIN, TINY, User, find_free_port, make_user, read_journal, read_json, wait_until, write_images
 from safetensors.torch import load
 
 from mura_models.errors import StorageError
@@ -29,12 +29,12 @@ from orchestrator.cluster.resources import share_cluster
 from orchestrator.preflight.node_facts import ask_nodes
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
-from orchestrator.run.execution import Placement
-from orchestrator.search.checkpoint_store import CheckpointKeeper, Kept, start_keeper
+from orchestrator.run.execution import ExecutionOptions
+from orchestrator.search.checkpoint_store import CheckpointStore, LoadedCheckpoint, start_checkpoint_store
 from orchestrator.search.plan import Plan, make_plan
 from orchestrator.search.retrain import read_shipped
 from orchestrator.search.trial import StageInputs
-from orchestrator.search.tuner import Stage, make_job, run_search
+from orchestrator.search.tuner import StageContext, make_job, run_search
 
 NUM_GPUS = 4
 LATCH_S = 120
@@ -166,7 +166,7 @@ def test_a_keeper_that_dies_is_told_again_where_the_rows_are(tmp_path: Path) -> 
     def kill_once(line: dict[str, Any]) -> None:
         if not killed:
             killed.append(True)
-            ray.kill(stage.keeper, no_restart=False)
+            ray.kill(stage.store, no_restart=False)
 
     with local_ray(num_cpus=1):
         stage = make_stage(config, plan, data, tmp_path, on_line=kill_once)
@@ -179,13 +179,13 @@ def test_a_disk_that_gives_no_checkpoint_ends_the_search_in_one_line_and_loses_n
     config, plan = plan_one_trial_a_search(num_epochs=2)
     data = {search: make_probe_data(search.split("/")[0].split(":")[-1]) for search in plan.searches}
 
-    class KeeperWithoutDisk(CheckpointKeeper):
-        def load(self, trial: str, starts_from: str = "") -> Kept:
+    class StoreWithoutDisk(CheckpointStore):
+        def load(self, trial: str, starts_from: str = "") -> LoadedCheckpoint:
             raise StorageError("the checkpoint: cannot be read (Stale file handle)")
 
     with local_ray(num_cpus=2):
         stage = make_stage(config, plan, data, tmp_path, on_line=lambda line: None)
-        broken = replace(stage, keeper=ray.remote(KeeperWithoutDisk).options(num_cpus=0).remote(str(tmp_path)))
+        broken = replace(stage, store=ray.remote(StoreWithoutDisk).options(num_cpus=0).remote(str(tmp_path)))
         broken.hold_inputs()
         with pytest.raises(StorageError, match=r"^the checkpoint: cannot be read"):
             run_search(broken)
@@ -217,23 +217,23 @@ def test_a_worker_that_dies_over_the_question_what_its_node_is_is_no_finding(tmp
 
 
 def test_the_rows_of_a_stage_are_let_go_when_it_is_over(tmp_path: Path) -> None:
-    """What Tune is given it never lets go again: the films of MURA, once a search, audit and refit."""
+    """What Tune is given it never lets go again: the images of MURA, once a search, audit and replicate."""
     config, plan = plan_one_trial_a_search(num_epochs=1)
     data = {search: make_probe_data(search.split("/")[0].split(":")[-1]) for search in plan.searches}
-    heavy = data | {"films": np.ones(2**24, np.uint8)}
+    heavy = data | {"images": np.ones(2**24, np.uint8)}
     with local_ray(num_cpus=2):
         stage = make_stage(config, plan, heavy, tmp_path, on_line=lambda line: None)
         run_search(stage)
         assert measure_store() > 2**24
-        keeper = stage.keeper
+        store = stage.store
         del stage
-        ray.get(keeper.hold_inputs.remote([]))
+        ray.get(store.hold_inputs.remote([]))
         wait_until(lambda: measure_store() < 2**23, "Ray to let go of the rows")
     assert [line["state"] for line in read_journal(tmp_path)] == ["COMPLETE"] * NUM_GPUS
 
 
 def measure_store() -> int:
-    """Give the bytes in this node's object store."""
+    """Return the bytes in this node's object store."""
     gc.collect()
     node = ray.nodes()[0]
     stats = ray._private.internal_api.node_stats(node["NodeManagerAddress"], node["NodeManagerPort"])
@@ -243,15 +243,15 @@ def measure_store() -> int:
 
 def make_stage(
     config: RunConfig, plan: Plan, data: Mapping[str, Any], root: Path, *, on_line: Callable[[dict[str, Any]], None]
-) -> Stage:
+) -> StageContext:
     rundir = RunDir(root)
-    stage = Stage(
+    stage = StageContext(
         config=config,
         plan=plan,
         rundir=rundir,
-        keeper=start_keeper(rundir),
+        store=start_checkpoint_store(rundir),
         inputs=ray.put(StageInputs(data=data)),
-        share=share_cluster(Placement()),
+        share=share_cluster(ExecutionOptions()),
         on_line=lambda what, line: on_line(line),
         say=lambda text: None,
     )
@@ -289,7 +289,7 @@ def user(tmp_path: Path) -> User:
 
 @contextmanager
 def cluster(user: User, *worker_home: Path) -> Iterator[str]:
-    """Start a head that gives no CPU, and perhaps a worker at home elsewhere; give the address."""
+    """Start a head that gives no CPU, and perhaps a worker at home elsewhere; return the address."""
     with user.start(sys.executable, "-c", HEAD, *worker_home, **NO_AUTH):
         line = wait_until(lambda: [li for li in user.log.read_text().splitlines() if "address:" in li], "the head")
         yield line[0].split()[-1]
@@ -297,10 +297,10 @@ def cluster(user: User, *worker_home: Path) -> Iterator[str]:
 
 @pytest.mark.cluster
 def test_a_worker_node_needs_neither_cache_nor_home_of_the_driver(user: User, tmp_path: Path) -> None:
-    films, worker_home = write_films(user.home / "films"), tmp_path / "worker"
+    images, worker_home = write_images(user.home / "images"), tmp_path / "worker"
     worker_home.mkdir()
     with cluster(user, worker_home) as address:
-        user.run_study("--address", address, "--data", films, "--run-dir", user.home / "run", *TINY, **NO_AUTH)
+        user.run_study("--address", address, "--data", images, "--run-dir", user.home / "run", *TINY, **NO_AUTH)
     assert_trained_elsewhere(user.home / "run")
     assert not (worker_home / "cache" / "mura").exists()
     assert {path.name for path in user.cache.glob("mura/*")} >= {"store", "embeddings"}
@@ -309,8 +309,8 @@ def test_a_worker_node_needs_neither_cache_nor_home_of_the_driver(user: User, tm
 @pytest.mark.cluster
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="hiding a disk needs root and unshare")
 def test_a_worker_node_needs_no_disk_of_the_driver(user: User, tmp_path: Path) -> None:
-    """The worker sees an empty folder where the driver has its films, its cache and its run directory."""
-    films = write_films(user.home / "films")
+    """The worker sees an empty folder where the driver has its images, its cache and its run directory."""
+    images = write_images(user.home / "images")
     away = make_user(tmp_path / "worker")
     script = 'mount -t tmpfs none "$0" && exec "$@"'
     start = (BIN / "ray", "start", "--num-cpus", 2, "--dashboard-agent-listen-port", find_free_port(), "--block")
@@ -318,7 +318,7 @@ def test_a_worker_node_needs_no_disk_of_the_driver(user: User, tmp_path: Path) -
     with cluster(user) as address, away.start(*hidden, "--address", address, **NO_AUTH):
         wait_until(lambda: "Ray runtime started" in away.log.read_text(), "the worker node")
         raylet = wait_until(lambda: [p for p in away.processes() if p.name() == "raylet"], "its raylet")[0]
-        user.run_study("--address", address, "--data", films, "--run-dir", user.home / "run", *TINY, **NO_AUTH)
+        user.run_study("--address", address, "--data", images, "--run-dir", user.home / "run", *TINY, **NO_AUTH)
         seen = Path("/proc", str(raylet.pid), "root", *user.home.parts[1:])
         assert list(seen.iterdir()) == []
     assert_trained_elsewhere(user.home / "run")

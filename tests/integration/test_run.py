@@ -19,9 +19,9 @@ from ray_helpers import (
     make_user,
     read_journal,
     read_json,
-    save_film,
+    save_image,
     wait_until,
-    write_films,
+    write_images,
 )
 
 from orchestrator.cli import main, run_command
@@ -43,24 +43,24 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> User:
 
 
 @pytest.fixture(scope="module")
-def films(user: User) -> Path:
-    """A manifest of 192 films."""
-    return write_films(user.home / "films-of-two-bones")
+def images(user: User) -> Path:
+    """A manifest of 192 images."""
+    return write_images(user.home / "images-of-two-bones")
 
 
 @pytest.fixture(scope="module")
-def finished(user: User, films: Path) -> Path:
+def finished(user: User, images: Path) -> Path:
     """The directory of a finished run."""
     run_dir = user.home / "first"
-    user.run_study("--data", films, "--run-dir", run_dir, *TINY)
+    user.run_study("--data", images, "--run-dir", run_dir, *TINY)
     return run_dir
 
 
 @pytest.fixture(scope="module")
-def finished_again(user: User, films: Path, finished: Path) -> Path:
+def finished_again(user: User, images: Path, finished: Path) -> Path:
     """The same run by the same user in another directory."""
     run_dir = user.home / "second"
-    user.run_study("--data", films, "--run-dir", run_dir, *TINY)
+    user.run_study("--data", images, "--run-dir", run_dir, *TINY)
     return run_dir
 
 
@@ -82,12 +82,12 @@ def test_a_run_leaves_every_table_with_the_columns_of_the_contract(finished: Pat
     assert list(pd.read_csv(finished / "quarantine.csv")) == ["path", "reason"]
 
 
-def test_a_run_leaves_an_answer_for_every_test_film(finished: Path, films: Path) -> None:
+def test_a_run_leaves_an_answer_for_every_test_image(finished: Path, images: Path) -> None:
     predictions = pd.read_parquet(finished / "predictions.parquet")
     expected = ["path", "bone", "patient", "study", "label", "bone_predicted", "p_bone", "p_abnormal", "prediction"]
     assert list(predictions)[:9] == expected
     assert {f"p_{system}" for system in SYSTEMS} <= set(predictions)
-    table = pd.read_csv(films)
+    table = pd.read_csv(images)
     assert set(predictions["path"]) == set(table["path"][table["split"] == "test"])
     assert predictions["p_abnormal"].between(0, 1).all()
     assert set(predictions["prediction"]) <= {0, 1}
@@ -96,7 +96,7 @@ def test_a_run_leaves_an_answer_for_every_test_film(finished: Path, films: Path)
 def test_a_run_leaves_a_report_with_the_keys_of_the_contract(finished: Path) -> None:
     report = read_json(finished / "report.json")
     assert report["schema"] == 1
-    assert {"run", "data", "router", "systems", "served", "comparisons"} <= set(report)
+    assert {"run", "data", "router", "systems", "selected", "comparisons"} <= set(report)
     assert report["run"]["images_decoded"] == report["run"]["images_embedded"] == 192
     assert report["router"]["classes"] == list(BONES)
     assert all({"macro_f1", "accuracy", "confusion"} <= set(report["router"][unit]) for unit in ("image", "study"))
@@ -104,15 +104,15 @@ def test_a_run_leaves_a_report_with_the_keys_of_the_contract(finished: Path) -> 
     for system in report["systems"].values():
         assert set(system["by_bone"]) == set(BONES)
         for measured in (system["overall"], *system["by_bone"].values()):
-            assert measured["n_images"] > measured["n_studies"] > 0
+            assert measured["num_images"] > measured["num_studies"] > 0
             for unit in ("image", "study"):
                 assert set(measured[unit]) == METRICS
                 assert all({"value", "ci95"} <= set(estimate) for estimate in measured[unit].values())
-    for entry in (report["served"], read_json(finished / "served.json")["served"]):
+    for entry in (report["selected"], read_json(finished / "selected.json")["selected"]):
         assert set(entry) == set(BONES)
-        for served in entry.values():
-            expected = {"target", "recipe", "trial", "lr_schedule", "lr", "dev", "threshold", "temperature", "why"}
-            assert set(served) == expected
+        for selected in entry.values():
+            expected = {"target", "recipe", "trial", "lr_schedule", "lr", "dev", "threshold", "temperature", "reason"}
+            assert set(selected) == expected
     for comparison in report["comparisons"]:
         assert {"a", "b", "bone", "unit", "metric", "difference", "ci95", "p"} <= set(comparison)
         assert {comparison["a"], comparison["b"]} <= SYSTEMS
@@ -126,17 +126,17 @@ def test_a_run_shows_its_data_before_it_trains(finished: Path) -> None:
     assert (finished / "data.html").stat().st_mtime_ns < (finished / "plan.csv").stat().st_mtime_ns
 
 
-def test_neither_bundle_nor_report_names_a_patient_or_a_folder(finished: Path, films: Path) -> None:
-    words = {*pd.read_csv(films)["patient"], str(films.parent), str(finished)}
+def test_neither_bundle_nor_report_names_a_patient_or_a_folder(finished: Path, images: Path) -> None:
+    words = {*pd.read_csv(images)["patient"], str(images.parent), str(finished)}
     pages = [finished / name for name in ("report.json", "report.html", "exploration.json", "data.html")]
     for path in (*pages, *(finished / "bundle").iterdir()):
         content = path.read_bytes()
         assert not [word for word in words if word.encode() in content], path.name
 
 
-def test_the_same_command_again_finds_nothing_to_do(user: User, films: Path, finished: Path) -> None:
+def test_the_same_command_again_finds_nothing_to_do(user: User, images: Path, finished: Path) -> None:
     before = fingerprint(finished)
-    done = user.run_study("--data", films, "--run-dir", finished, *TINY)
+    done = user.run_study("--data", images, "--run-dir", finished, *TINY)
     assert "finished" in done.stdout
     assert "dashboard" not in done.stdout  # Ray was not even started
     assert fingerprint(finished) == before
@@ -161,11 +161,11 @@ def test_two_runs_have_the_same_manifest_folds_plan_and_epochs(finished: Path, f
 
 
 def test_predict_in_another_process_gives_the_runs_own_test_predictions(
-    user: User, films: Path, finished: Path, tmp_path: Path
+    user: User, images: Path, finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "answers.parquet"
     done = user.call(
-        *(BIN / "mura", "predict", "--bundle", finished / "bundle", "--data", films, "--out", out, "--split", "test")
+        *(BIN / "mura", "predict", "--bundle", finished / "bundle", "--data", images, "--out", out, "--split", "test")
     )
     assert done.returncode == 0, done.stderr
     answers, own = pd.read_parquet(out).set_index("path"), pd.read_parquet(finished / "predictions.parquet")
@@ -183,11 +183,11 @@ def test_predict_in_another_process_gives_the_runs_own_test_predictions(
     ("suffix", "read"), [("csv", pd.read_csv), ("parquet", pd.read_parquet), ("json", pd.read_json)]
 )
 def test_predict_needs_only_paths(
-    suffix: str, read: Callable[[Path], pd.DataFrame], films: Path, finished: Path, tmp_path: Path
+    suffix: str, read: Callable[[Path], pd.DataFrame], images: Path, finished: Path, tmp_path: Path
 ) -> None:
     own = pd.read_parquet(finished / "predictions.parquet")
-    lone = own[~own.duplicated(["patient", "study"], keep=False)].head(5)  # a film alone is routed as its study was
-    table = films.parent / f"only-paths-{suffix}.csv"
+    lone = own[~own.duplicated(["patient", "study"], keep=False)].head(5)  # an image alone is routed as its study was
+    table = images.parent / f"only-paths-{suffix}.csv"
     lone[["path"]].to_csv(table, index=False)
     out = tmp_path / f"answers.{suffix}"
     assert main(["predict", "--bundle", str(finished / "bundle"), "--data", str(table), "--out", str(out)]) == 0
@@ -200,9 +200,9 @@ def test_predict_needs_only_paths(
 def test_predict_takes_a_folder_and_names_what_it_leaves_out(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "films"
+    folder = tmp_path / "images"
     for number, bone in enumerate(BONES):
-        save_film(folder / "ward" / f"{number}.png", bone, 0, np.random.default_rng(number))
+        save_image(folder / "ward" / f"{number}.png", bone, 0, np.random.default_rng(number))
     (folder / "ward" / "broken.png").write_bytes(b"not a film")
     out = tmp_path / "answers.csv"
     assert main(["predict", "--bundle", str(finished / "bundle"), "--data", str(folder), "--out", str(out)]) == 0
@@ -211,10 +211,10 @@ def test_predict_takes_a_folder_and_names_what_it_leaves_out(
 
 
 def test_the_directory_of_another_run_is_refused_in_one_line(
-    films: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Other mistakes, which need no run, are in test_bad_input.py."""
-    options = ["--all-bones", *TINY, "--seed", "1", "--run-dir", str(finished), "--data", str(films)]
+    options = ["--all-bones", *TINY, "--seed", "1", "--run-dir", str(finished), "--data", str(images)]
     assert run_command(options) == 2
     output = capsys.readouterr()
     (line,) = output.err.splitlines()
@@ -228,8 +228,8 @@ def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(user: User) -> Non
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_address_where_nobody_answers_is_said_within_a_minute(user: User, films: Path) -> None:
-    options = ("--all-bones", "--data", films, "--run-dir", user.home / "nowhere", "--address", "127.0.0.1:1")
+def test_an_address_where_nobody_answers_is_said_within_a_minute(user: User, images: Path) -> None:
+    options = ("--all-bones", "--data", images, "--run-dir", user.home / "nowhere", "--address", "127.0.0.1:1")
     done = user.call(sys.executable, ROOT / "run_study.py", *options, timeout_s=60)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -249,8 +249,8 @@ def test_every_defect_of_a_mura_tree_is_in_the_quarantine(user: User, tmp_path: 
     assert "counts differ from MURA v1.1" in done.stdout
     report = read_json(run_dir / "report.json")
     assert report["data"]["quarantined"]["total"] == len(expected)
-    assert set(report["run"]["bones_without_specialist"]) == set(BONES)  # too few films, and said so
-    assert {served["target"] for served in report["served"].values()} == {"baseline"}
+    assert set(report["run"]["bones_without_specialist"]) == set(BONES)  # too few images, and said so
+    assert {selected["target"] for selected in report["selected"].values()} == {"baseline"}
 
 
 def write_defective_mura(root: Path) -> dict[str, str]:
@@ -263,7 +263,7 @@ def write_defective_mura(root: Path) -> dict[str, str]:
         folder = f"{split}/XR_{bone.upper()}/patient{patient:05d}/study{study}_{('negative', 'positive')[label]}"
         studies[split].append((folder, label))
         images[split].append(f"{folder}/image1.png")
-        save_film(root / folder / "image1.png", bone, label, rng)
+        save_image(root / folder / "image1.png", bone, label, rng)
         return f"{folder}/image1.png"
 
     for split, start, num in (("train", 0, 16), ("valid", 500, 8)):
@@ -295,12 +295,12 @@ def write_defective_mura(root: Path) -> dict[str, str]:
 
 
 def index_epochs(run_dir: Path) -> dict[tuple[str, int], dict[str, float]]:
-    """Give (trial, epoch) -> metrics."""
+    """Return (trial, epoch) -> metrics."""
     return {(line["trial"], line["epoch"]): line["metrics"] for line in read_journal(run_dir)}
 
 
 def fingerprint(folder: Path) -> dict[str, tuple[int, str]]:
-    """Give name -> time and digest of every file but the lock and the page, which is rendered anew."""
+    """Return name -> time and digest of every file but the lock and the page, which is rendered anew."""
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in folder.rglob("*")

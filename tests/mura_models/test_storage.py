@@ -9,7 +9,7 @@ import pytest
 from factories import list_names
 
 from mura_models.errors import ConfigError, StorageError
-from mura_models.storage import UNFINISHED, remove_unfinished, whole_file, whole_folder, write_patiently
+from mura_models.storage import UNFINISHED, atomic_directory, atomic_write, remove_unfinished, retry_write
 from orchestrator.run.files import read_json
 from orchestrator.run.journal import Journal
 
@@ -35,22 +35,22 @@ def _no_pauses(monkeypatch):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EROFS, errno.EDQUOT])
 def test_storage_that_fails_for_a_while_is_waited_for(tmp_path, number):
-    assert write_patiently(FailingDisk(5, number), tmp_path / "x", patience_s=30) == "written"
+    assert retry_write(FailingDisk(5, number), tmp_path / "x", patience_s=30) == "written"
 
 
 def test_patience_has_an_end(tmp_path):
     begun = time.monotonic()
     with pytest.raises(StorageError, match=r"x: cannot be written \(No space left on device\); mend that or make room"):
-        write_patiently(FailingDisk(10**9), tmp_path / "x", patience_s=0.05)
+        retry_write(FailingDisk(10**9), tmp_path / "x", patience_s=0.05)
     assert time.monotonic() - begun < 5
 
 
 def test_a_mistake_of_ours_is_not_taken_for_the_disks(tmp_path):
     with pytest.raises(OSError, match="Bad file descriptor"):
-        write_patiently(FailingDisk(1, errno.EBADF), tmp_path / "x", patience_s=30)
+        retry_write(FailingDisk(1, errno.EBADF), tmp_path / "x", patience_s=30)
 
 
-@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+@pytest.mark.parametrize("whole", [atomic_write, atomic_directory])
 def test_a_full_disk_is_one_line_and_leaves_nothing_beside(tmp_path, whole):
     with pytest.raises(StorageError) as caught, whole(tmp_path / "x"):
         FailingDisk(1)()
@@ -111,7 +111,7 @@ def test_a_journal_that_cannot_be_written_is_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda handle: FailingDisk(1)())
     monkeypatch.setattr("mura_models.storage.PATIENCE_S", 0.0)
     with pytest.raises(StorageError):
-        write_patiently(lambda: journal._write(b"{}\n"), journal.path, patience_s=0)
+        retry_write(lambda: journal._write(b"{}\n"), journal.path, patience_s=0)
     monkeypatch.undo()
     assert [line["epoch"] for line in journal.lines] == [1]
     journal.append(trial="a", epoch=2, state="COMPLETE")

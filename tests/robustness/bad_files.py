@@ -34,12 +34,12 @@ class Trap:
 
 @cache
 def make_tensors() -> dict[str, torch.Tensor]:
-    """Give the weights of a small network."""
+    """Return the weights of a small network."""
     return dict(load_backbone(BackboneSpec(name=NETWORK, weights="none", seed=3)).module.state_dict())
 
 
 def weights(text: str, name: str, make: Callable[[Path], object] = lambda path: None) -> Told:
-    """Give a case of a file of weights for the small network; what code it holds must not run."""
+    """Return a case of a file of weights for the small network; what code it holds must not run."""
     options = ("--backbone", NETWORK, "--weights", name)
     return Told(text=text, options=options, make=lambda clinic: make(clinic.folder / name), not_made="sprung")
 
@@ -64,7 +64,7 @@ def write_sound_bundle(clinic: Clinic) -> Path:
     folder = clinic.folder / "bundle"
     folder.mkdir()
     bundle = Bundle(
-        assembly=make_assembly().keep_served(),
+        assembly=make_assembly().keep_selected(),
         backbones={FROZEN: load_backbone(BackboneSpec(name=NETWORK, weights="none", seed=3))},
         preprocessing=Preprocessing(image_size_px=64),
         choice=RuntimeChoice(runtime="torch", precision="float32", device="cpu"),
@@ -75,14 +75,14 @@ def write_sound_bundle(clinic: Clinic) -> Path:
 
 
 def bundle(text: str, damage: Callable[[Path], object]) -> Told:
-    """Give a case of `mura predict` by a damaged bundle."""
+    """Return a case of `mura predict` by a damaged bundle."""
     command = ("mura", "predict", "--bundle", "bundle", "--data", "manifest.csv", "--out", "answers.csv")
     return Told(
         text=text, instead=command, make=lambda clinic: damage(write_sound_bundle(clinic)), not_made="answers.csv"
     )
 
 
-def seal(folder: Path, index: dict[str, Any]) -> None:
+def add_checksum(folder: Path, index: dict[str, Any]) -> None:
     """Write an index with the digest that it would have, as a forger would."""
     index.pop("digest", None)
     digest = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
@@ -90,12 +90,12 @@ def seal(folder: Path, index: dict[str, Any]) -> None:
 
 
 def forge(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """Give a damage to the index that its digest does not show."""
+    """Return a damage to the index that its digest does not show."""
 
     def damage(folder: Path) -> None:
         index = json.loads((folder / INDEX).read_text())
         edit(index)
-        seal(folder, index)
+        add_checksum(folder, index)
 
     return damage
 
@@ -119,7 +119,7 @@ def name_outside(folder: Path) -> None:
     index = json.loads((folder / INDEX).read_text())
     index["backbones"][FROZEN]["file"] = "../elsewhere.safetensors"
     index["sha256"]["../elsewhere.safetensors"] = index["sha256"].pop("backbone_0.safetensors")
-    seal(folder, index)
+    add_checksum(folder, index)
 
 
 def name_pickle(folder: Path) -> None:
@@ -128,7 +128,7 @@ def name_pickle(folder: Path) -> None:
     index = json.loads((folder / INDEX).read_text())
     index["backbones"][FROZEN]["file"] = "backbone_0.pt"
     index["sha256"]["backbone_0.pt"] = hashlib.sha256((folder / "backbone_0.pt").read_bytes()).hexdigest()
-    seal(folder, index)
+    add_checksum(folder, index)
 
 
 def forge_heads(folder: Path) -> None:
@@ -137,7 +137,7 @@ def forge_heads(folder: Path) -> None:
     (folder / "heads.safetensors").write_bytes(save(tensors))
     index = json.loads((folder / INDEX).read_text())
     index["sha256"]["heads.safetensors"] = hashlib.sha256(save(tensors)).hexdigest()
-    seal(folder, index)
+    add_checksum(folder, index)
 
 
 def edit_head(**changes: object) -> Callable[[dict[str, Any]], object]:
@@ -152,7 +152,7 @@ PREDICT = ("mura", "predict", "--bundle", "bundle")
 
 
 def out(text: str, name: str) -> Told:
-    """Give a case of a place for answers."""
+    """Return a case of a place for answers."""
 
     def make(clinic: Clinic) -> None:
         write_sound_bundle(clinic)
@@ -162,7 +162,7 @@ def out(text: str, name: str) -> Told:
 
 
 def ask(text: str, data: str, make: Callable[[Clinic], object] = lambda clinic: None, *more: str) -> Told:
-    """Give a case of films to predict."""
+    """Return a case of images to predict."""
     command = (*PREDICT, "--data", data, "--out", "answers.csv", *more)
     return Told(text=text, instead=command, make=lambda clinic: (write_sound_bundle(clinic), make(clinic)))
 
@@ -199,7 +199,7 @@ FILES: dict[str, Told] = {
         text="nowhere/bundle.json: cannot be read (No such file",
         instead=("mura", "predict", "--bundle", "nowhere", "--data", "manifest.csv", "--out", "a.csv"),
     ),
-    "a film as bundle": Told(
+    "an image as bundle": Told(
         text="0.png/bundle.json: cannot be read (Not a directory)",
         instead=("mura", "predict", "--bundle", "0.png", "--data", "manifest.csv", "--out", "a.csv"),
     ),
@@ -243,20 +243,20 @@ FILES: dict[str, Told] = {
     "a temperature of NaN": bundle(FIT, forge(edit_calibration(temperature=float("nan")))),
     "a threshold of 2": bundle(FIT, forge(edit_calibration(threshold=2))),
     "a threshold as text": bundle(FIT, forge(edit_calibration(threshold="0.5"))),
-    "no bones": bundle("must name the bones", forge(lambda index: index.update(classes=[], serving={}))),
+    "no bones": bundle("must name the bones", forge(lambda index: index.update(classes=[], selected={}))),
     "a bone more than the router knows": bundle(
         "the networks of router: must be",
-        forge(lambda index: (index["classes"].append("hip"), index["serving"].update(hip="baseline/mlp_probe"))),
+        forge(lambda index: (index["classes"].append("hip"), index["selected"].update(hip="baseline/mlp_probe"))),
     ),
     "an unknown network": bundle(FIT, forge(lambda index: index["backbones"][FROZEN].update(name="no_such"))),
-    "a model that is not there": bundle("serving names", forge(lambda index: index["serving"].update(hand="none"))),
+    "a model that is not there": bundle("serving names", forge(lambda index: index["selected"].update(hand="none"))),
     "models in a list": bundle(FIT, forge(lambda index: index.update(models=[]))),
     "digests in a list": bundle("has no sha256", forge(lambda index: index.update(sha256=[]))),
     "a precision that is not there": bundle(FIT, forge(lambda index: index["runtime"].update(precision="int4"))),
-    "a bone that nothing serves": bundle("serving [", forge(lambda index: index["serving"].pop("hand"))),
+    "a bone that nothing serves": bundle("serving [", forge(lambda index: index["selected"].pop("hand"))),
     **{
         f"no {part} in the index": bundle("bundle: its parts", forge(lambda index, part=part: index.pop(part)))
-        for part in ("sha256", "models", "classes", "serving", "backbones", "runtime", "preprocessing")
+        for part in ("sha256", "models", "classes", "selected", "backbones", "runtime", "preprocessing")
     },
     # What is to be predicted, and where answers go.
     "answers of an unknown kind": out("out=a.xlsx: must end in .csv, .parquet, .json", "a.xlsx"),

@@ -34,10 +34,10 @@ def make_chunk(name: bytes, body: bytes) -> bytes:
 
 
 def make_png(
-    width: int, height: int, packed: bytes, *, depth: int = 8, colour: int = 0, adam7: int = 0, extra: bytes = b""
+    width: int, height: int, packed: bytes, *, depth: int = 8, color: int = 0, adam7: int = 0, extra: bytes = b""
 ) -> bytes:
     """Write a PNG by hand: `packed` are its compressed rows, `extra` chunks before them."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, adam7)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, adam7)
     chunks = make_chunk(b"IHDR", header) + extra + make_chunk(b"IDAT", packed) + make_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
@@ -47,16 +47,16 @@ def pack_rows(rows: list[bytes]) -> bytes:
     return zlib.compress(b"".join(b"\0" + row for row in rows))
 
 
-def interlace(grey_HW: np.ndarray) -> bytes:
+def interlace(gray_HW: np.ndarray) -> bytes:
     """Write an interlaced PNG: Adam7's seven passes, as its specification lists them (8.2)."""
     starts = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
-    passes = [grey_HW[y::dy, x::dx] for y, x, dy, dx in starts]
+    passes = [gray_HW[y::dy, x::dx] for y, x, dy, dx in starts]
     rows = [row.tobytes() for part in passes for row in part]
-    return make_png(grey_HW.shape[1], grey_HW.shape[0], pack_rows(rows), adam7=1)
+    return make_png(gray_HW.shape[1], gray_HW.shape[0], pack_rows(rows), adam7=1)
 
 
 def bad(content: bytes, reason: str, path: str = "bad.png") -> Callable[[Clinic], dict[str, str]]:
-    """Give a case of a file with this content."""
+    """Return a case of a file with this content."""
 
     def make(clinic: Clinic) -> dict[str, str]:
         clinic.add(path, content)
@@ -68,7 +68,7 @@ def bad(content: bytes, reason: str, path: str = "bad.png") -> Callable[[Clinic]
 def read_as(
     content: bytes, expected_HW: np.ndarray, path: str = "odd.png", off_by: float = 0
 ) -> Callable[[Clinic], dict[str, str]]:
-    """Give a case of a file that is odd but sound."""
+    """Return a case of a file that is odd but sound."""
 
     def make(clinic: Clinic) -> dict[str, str]:
         clinic.add(path, content, expected_HW, off_by=off_by)
@@ -78,7 +78,7 @@ def read_as(
 
 
 def placed(place: Callable[[Path], object], reason: str, path: str = "bad.png") -> Callable[[Clinic], dict[str, str]]:
-    """Give a case of something else than a file in the place of one."""
+    """Return a case of something else than a file in the place of one."""
 
     def make(clinic: Clinic) -> dict[str, str]:
         clinic.add(path, None)
@@ -107,12 +107,12 @@ def turn(orientation: int) -> bytes:
 
 
 def make_palette() -> tuple[bytes, np.ndarray]:
-    """Give a palette image with an alpha a colour, and how it looks on black."""
-    colours = rng.integers(0, 256, (256, 3), dtype=np.uint8)
+    """Return a palette image with an alpha a color, and how it looks on black."""
+    colors = rng.integers(0, 256, (256, 3), dtype=np.uint8)
     alphas = rng.integers(0, 256, 256, dtype=np.uint8)
     image = Image.frombytes("P", GREY.size, GREY_HW.tobytes())
-    image.putpalette(colours.tobytes())
-    seen_HW = weigh(colours[GREY_HW]) * alphas[GREY_HW] / 255
+    image.putpalette(colors.tobytes())
+    seen_HW = weigh(colors[GREY_HW]) * alphas[GREY_HW] / 255
     return encode(image, transparency=alphas.tobytes()), seen_HW
 
 
@@ -152,7 +152,7 @@ IMAGES: dict[str, Callable[[Clinic], dict[str, str]]] = {
     "sides beyond 32 bits": bad(make_png(2**32 - 1, 2**32 - 1, b""), too_large(2**32 - 1)),
     "9,000 x 9,000 told, next to nothing there": bad(make_png(9000, 9000, zlib.compress(b"\0")), "truncated"),
     "bomb in a PNG's text": bad(make_png(32, 24, b"", extra=make_chunk(b"zTXt", b"k\0\0" + BOMB)), "damaged"),
-    "bomb in a PNG's colour profile": bad(make_png(32, 24, b"", extra=make_chunk(b"iCCP", b"k\0\0" + BOMB)), "damaged"),
+    "bomb in a PNG's color profile": bad(make_png(32, 24, b"", extra=make_chunk(b"iCCP", b"k\0\0" + BOMB)), "damaged"),
     "a byte changed in a PNG's header": bad(PNG[:20] + b"\xff" + PNG[21:], "damaged"),
     "pixels overwritten with zeros": bad(PNG[:60] + bytes(60) + PNG[120:], "damaged"),
     "floating point": bad(
@@ -178,13 +178,13 @@ IMAGES: dict[str, Callable[[Clinic], dict[str, str]]] = {
     "PNG with damaged EXIF": read_as(encode(GREY, exif=b"Exif\0\0MM\0\x2aabsurd"), GREY_HW),
     "interlaced PNG": read_as(interlace(GREY_HW), GREY_HW),
     "16 bits": read_as(encode(Image.fromarray(DEEP_HW)), np.round(DEEP_HW / 257)),
-    "16 bits of colour": read_as(
+    "16 bits of color": read_as(
         make_png(
             32,
             24,
             pack_rows([row.astype(">u2").tobytes() for row in RGB_HWC.astype(np.uint16) * 257]),
             depth=16,
-            colour=2,
+            color=2,
         ),
         weigh(RGB_HWC),
         off_by=0.51,

@@ -1,4 +1,4 @@
-"""What the tables of bad input share: a clinic with sound films, what a case may expect, and a limit on time.
+"""What the tables of bad input share: a clinic with sound images, what a case may expect, and a limit on time.
 
 A case is `Told` (one line, exit code 2, nothing started) or a function that makes a `Clinic` worse and returns what is
 to be left out, path -> reason; all other rows must stay, with their cells and pixels as they were given.
@@ -77,12 +77,12 @@ def encode(image: Image.Image, image_format: str = "PNG", **options: object) -> 
 
 @dataclass
 class Clinic:
-    """A folder with a manifest of sound films of two bones, which a case makes worse."""
+    """A folder with a manifest of sound images of two bones, which a case makes worse."""
 
     folder: Path
     rows: list[dict[str, str]] = field(default_factory=list)
     pixels: dict[str, tuple[np.ndarray, float]] = field(default_factory=dict)
-    """Path -> the film's grey values as they must be read, and by how much they may be off."""
+    """Path -> the image's grey values as they must be read, and by how much they may be off."""
     given: list[dict[str, str]] | None = None
     """Rows as they must be read, where they are not `rows`."""
 
@@ -91,13 +91,13 @@ class Clinic:
         return self.folder / "manifest.csv"
 
     def fill(self) -> "Clinic":
-        """Write the sound films: as many normal as abnormal, of each bone, a patient each."""
+        """Write the sound images: as many normal as abnormal, of each bone, a patient each."""
         rng = np.random.default_rng(0)
         for number in range(NUM_TRAIN + NUM_TEST):
-            film_HW = rng.integers(0, 256, (24, 32), dtype=np.uint8)
+            image_HW = rng.integers(0, 256, (24, 32), dtype=np.uint8)
             split = "train" if number < NUM_TRAIN else "test"
             cells = {"bone": ("hand", "wrist")[number // 2 % 2], "label": str(number % 2), "split": split}
-            self.add(f"{number}.png", encode(Image.fromarray(film_HW)), film_HW, **cells)
+            self.add(f"{number}.png", encode(Image.fromarray(image_HW)), image_HW, **cells)
         return self
 
     def add(
@@ -115,9 +115,9 @@ class Clinic:
         return row
 
     def add_sound(self, path: str, **cells: str) -> dict[str, str]:
-        """Add a sound film of its own."""
-        film_HW = np.full((20, 20), 100 + len(self.rows), np.uint8)
-        return self.add(path, encode(Image.fromarray(film_HW)), film_HW, **cells)
+        """Add a sound image of its own."""
+        image_HW = np.full((20, 20), 100 + len(self.rows), np.uint8)
+        return self.add(path, encode(Image.fromarray(image_HW)), image_HW, **cells)
 
     def to_csv(self, *, delimiter: str = ",", line_end: str = "\n", columns: tuple[str, ...] = COLUMNS) -> str:
         """Write the rows as a table; a column that a row lacks is empty."""
@@ -134,7 +134,7 @@ class Clinic:
         return self.manifest
 
     def read(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Give what a run keeps and leaves out: scan, decode and rules as a run has them, without Ray."""
+        """Return what a run keeps and leaves out: scan, decode and rules as a run has them, without Ray."""
         dataset = read_dataset(self.manifest)
         files = dataset.manifest.drop_duplicates("digest")
         named = [(digest, Path(file).suffix) for digest, file in zip(files["digest"], files["file"], strict=True)]

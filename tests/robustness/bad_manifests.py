@@ -9,16 +9,16 @@ from robustness.bad_input import COLUMNS, Clinic, Told
 Case = Told | Callable[[Clinic], dict[str, str]]
 
 HEADER = ",".join(COLUMNS)
-TWO_LABELS, TWO_SPLITS = "same film under two labels", "same film also in test"
+TWO_LABELS, TWO_SPLITS = "same image under two labels", "same image also in test"
 
 
 def told(text: str, make: Callable[[Clinic], object]) -> Told:
-    """Give a case of a manifest that cannot be used as a whole."""
+    """Return a case of a manifest that cannot be used as a whole."""
     return Told(text=text, make=make)
 
 
 def written(change: Callable[[Clinic], str | bytes]) -> Callable[[Clinic], dict[str, str]]:
-    """Give a case of a table that is written in another way and read as it was meant."""
+    """Return a case of a table that is written in another way and read as it was meant."""
 
     def make(clinic: Clinic) -> dict[str, str]:
         clinic.write(change(clinic))
@@ -28,7 +28,7 @@ def written(change: Callable[[Clinic], str | bytes]) -> Callable[[Clinic], dict[
 
 
 def row(reason: str, path: str = "bad.png", **cells: str) -> Callable[[Clinic], dict[str, str]]:
-    """Give a case of a row with a bad cell; its film is sound."""
+    """Return a case of a row with a bad cell; its image is sound."""
 
     def make(clinic: Clinic) -> dict[str, str]:
         clinic.add_sound(path, **cells)
@@ -38,7 +38,7 @@ def row(reason: str, path: str = "bad.png", **cells: str) -> Callable[[Clinic], 
 
 
 def named(path: str, **cells: str) -> Callable[[Clinic], dict[str, str]]:
-    """Give a case of a sound film with an odd name or odd cells."""
+    """Return a case of a sound image with an odd name or odd cells."""
 
     def make(clinic: Clinic) -> dict[str, str]:
         clinic.add_sound(path, **cells)
@@ -72,26 +72,26 @@ def add_column(name: str, cell: str) -> Callable[[Clinic], object]:
 
 
 def write_given_folds(clinic: Clinic) -> None:
-    """Give two rows of one patient different folds."""
+    """Return two rows of one patient different folds."""
     for number, each in enumerate(clinic.rows[:2]):
         each |= {"patient": "p", "study": str(number), "fold": str(number)}
     clinic.write(clinic.to_csv(columns=(*COLUMNS, "fold")))
 
 
 def list_again(clinic: Clinic, path: str) -> dict[str, str]:
-    """Name the first film again, by another path."""
+    """Name the first image again, by another path."""
     clinic.add(path, None, **{column: clinic.rows[0][column] for column in COLUMNS[1:]})
     return {path: "duplicate row"}
 
 
 def name_elsewhere(clinic: Clinic) -> dict[str, str]:
-    path = r"C:\films\a.png"
+    path = r"C:\images\a.png"
     clinic.add(path, None)
     return {path: "missing file"}
 
 
-def copy_film(left_out: dict[str, str], original: str = "0.png", **cells: str) -> Callable[[Clinic], dict[str, str]]:
-    """Give a case of a film's bytes under another name, in a row of these cells."""
+def copy_image(left_out: dict[str, str], original: str = "0.png", **cells: str) -> Callable[[Clinic], dict[str, str]]:
+    """Return a case of an image's bytes under another name, in a row of these cells."""
 
     def make(clinic: Clinic) -> dict[str, str]:
         clinic.add("copy.png", (clinic.folder / original).read_bytes(), clinic.pixels[original][0], **cells)
@@ -101,7 +101,7 @@ def copy_film(left_out: dict[str, str], original: str = "0.png", **cells: str) -
 
 
 def contradict(clinic: Clinic) -> dict[str, str]:
-    """Name the first film twice, as normal and as abnormal."""
+    """Name the first image twice, as normal and as abnormal."""
     clinic.add("./0.png", None, patient="other", label="1")
     return {"0.png": TWO_LABELS, "./0.png": TWO_LABELS}
 
@@ -118,7 +118,7 @@ def leak_patient(clinic: Clinic) -> dict[str, str]:
 
 
 def name_outside(clinic: Clinic) -> dict[str, str]:
-    """Name films of a neighbouring folder by `..`, absolutely, and by a link: a CSV may name any file."""
+    """Name images of a neighbouring folder by `..`, absolutely, and by a link: a CSV may name any file."""
     clinic.add_sound("../elsewhere/a.png")
     clinic.add_sound(f"{clinic.folder.parent}/elsewhere/b.png")
     clinic.add_sound("../elsewhere/c.png")
@@ -168,7 +168,7 @@ def use_words(clinic: Clinic) -> str:
 
 
 def share_out(rows: list[dict[str, str]], num_patients: int) -> None:
-    """Give the rows to so many patients, a study each."""
+    """Return the rows to so many patients, a study each."""
     for number, each in enumerate(rows):
         each |= {"patient": f"p{number % num_patients}", "study": str(number)}
 
@@ -275,21 +275,21 @@ MANIFESTS: dict[str, Case] = {
     ),
     "a study with two labels": split_study,
     "a row that contradicts another": contradict,
-    "a film under two labels": copy_film({"0.png": TWO_LABELS, "copy.png": TWO_LABELS}, label="1"),
-    "a film under two labels in test": copy_film(
+    "an image under two labels": copy_image({"0.png": TWO_LABELS, "copy.png": TWO_LABELS}, label="1"),
+    "an image under two labels in test": copy_image(
         {"8.png": TWO_LABELS, "copy.png": TWO_LABELS}, original="8.png", split="test", label="1"
     ),
     # Splits.
     "a patient in train and test": leak_patient,
-    "a film in train and test": copy_film({"0.png": TWO_SPLITS}, split="test"),
-    "a film in train and test under two labels": copy_film({"0.png": TWO_SPLITS}, split="test", label="1"),
-    "a film twice in train": copy_film({}),
+    "an image in train and test": copy_image({"0.png": TWO_SPLITS}, split="test"),
+    "an image in train and test under two labels": copy_image({"0.png": TWO_SPLITS}, split="test", label="1"),
+    "an image twice in train": copy_image({}),
     "a bone in test that train lacks": call_wrist_hip,
     "no test rows": told("no usable test image", lambda clinic: set_cells(clinic, "test", split="train")),
     "no train rows": told("no usable train image", lambda clinic: set_cells(clinic, "train", split="test")),
     "one patient": told("most often: patient also in test (8)", lambda clinic: share_out(clinic.rows, 1)),
     "one patient in train": told(
-        "1 train patients without a given fold for 2 folds (those who share a film count as one): ask for fewer folds",
+        "1 train patients without a given fold for 2 folds (those who share an image count as one): ask for fewer folds",
         lambda clinic: share_out(clinic.rows[:8], 1),
     ),
     "four patients and no split": told(
@@ -300,7 +300,7 @@ MANIFESTS: dict[str, Case] = {
     "a fold that is not there": told("fold 9 is given: with 2 folds, 0 to 1 exist", add_column("fold", "9")),
     "a patient in two folds": told("patient 'p' has folds 0 and 1", write_given_folds),
     "more folds than patients": Told(text="each needs at least one a fold", options=("--folds", "9")),
-    "more folds than patients, but films enough": Told(
+    "more folds than patients, but images enough": Told(
         text="3 train patients without a given fold for 4 folds",
         options=("--folds", "4"),
         make=lambda clinic: share_out(clinic.rows[:8], 3),

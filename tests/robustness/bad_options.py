@@ -8,22 +8,22 @@ from robustness.bad_input import Clinic, Told
 
 
 def run(text: str, *options: str, make: Callable[[Clinic], object] = lambda clinic: None) -> Told:
-    """Give a case of `run_study.py --all-bones --dry-run` with these options more."""
+    """Return a case of `run_study.py --all-bones --dry-run` with these options more."""
     return Told(text=text, options=options, make=make)
 
 
 def start(text: str, *options: str, make: Callable[[Clinic], object] = lambda clinic: None) -> Told:
-    """Give a case of a run that is no dry one."""
+    """Return a case of a run that is no dry one."""
     return Told(text=text, instead=("--all-bones", "--folds", "2", "--data", "manifest.csv", *options), make=make)
 
 
 def mura(text: str, *command: str, make: Callable[[Clinic], object] = lambda clinic: None) -> Told:
-    """Give a case of a sub-command of `mura`."""
+    """Return a case of a sub-command of `mura`."""
     return Told(text=text, instead=("mura", *command), make=make)
 
 
 def correct(text: str, table: str) -> Told:
-    """Give a case of a file of corrections."""
+    """Return a case of a file of corrections."""
     return run(text, "--corrections", "fixes.csv", make=lambda clinic: write(clinic, "fixes.csv", table))
 
 
@@ -35,7 +35,7 @@ def write(clinic: Clinic, name: str, text: str = "") -> None:
 
 def write_run(clinic: Clinic, **changes: str) -> None:
     """Write what `mura report` reads, but for `changes`."""
-    for name in ("report.json", "served.json", "exploration.json", "trials.parquet", "predictions.parquet"):
+    for name in ("report.json", "selected.json", "exploration.json", "trials.parquet", "predictions.parquet"):
         write(clinic, f"run/{name}", changes.get(name.partition(".")[0], "{}"))
 
 
@@ -67,10 +67,10 @@ OPTIONS: dict[str, Told] = {
     "a number of 9,000 digits": run(" ... ", "--trials", "9" * 9000),
     "trials -3": run("trials=-3: must lie in [1, 1000]", "--trials", "-3"),
     "epochs 0": run("epochs=0: must lie in [1, 10000]", "--epochs", "0"),
-    "updates 0": run("updates=0: must lie in [1,", "--updates", "0"),
+    "steps 0": run("steps=0: must lie in [1,", "--steps", "0"),
     "folds 1": run("folds=1: must lie in [2, 100]", "--folds", "1"),
     "audit -1": run("audited=-1: must lie in [0, 1000]", "--audit", "-1"),
-    "refit-seeds 101": run("refit_seeds=101: must lie in [0, 100]", "--refit-seeds", "101"),
+    "replicate-seeds 101": run("replicate_seeds=101: must lie in [0, 100]", "--replicate-seeds", "101"),
     "seed -1": run("seed=-1: must lie in [0,", "--seed", "-1"),
     "seed beyond 31 bits": run("seed=2147483648: must lie in [0,", "--seed", str(2**31)),
     "image-size 0": run("image size 0 px: must lie in [16, 1024]", "--image-size", "0"),
@@ -89,7 +89,9 @@ OPTIONS: dict[str, Told] = {
     "cpus-per-trial 1e400": run("cpus_per_trial=inf: must", "--cpus-per-trial", "1e400"),
     "max-concurrent 0": run("max_concurrent=0: must lie in [1, 100000]", "--max-concurrent", "0"),
     "finetune-batch-size 1": run("finetune_batch_size=1: must lie in [2,", *FINETUNE, "--finetune-batch-size", "1"),
-    "frozen-epochs -1": run("frozen_epochs=-1: must not be negative", *FINETUNE, "--frozen-epochs", "-1"),
+    "frozen-epochs -1": run(
+        "freeze_backbone_epochs=-1: must not be negative", *FINETUNE, "--freeze-backbone-epochs", "-1"
+    ),
     "rotation-degrees nan": run("rotation_degrees=nan: must lie in [0, 180]", *FINETUNE, "--rotation-degrees", "nan"),
     "rotation-degrees 181": run("rotation_degrees=181.0: must", *FINETUNE, "--rotation-degrees", "181"),
     "ema-decay 2": run("ema_decay=2.0: must lie in [0, 1)", *FINETUNE, "--ema-decay", "2"),
@@ -107,14 +109,19 @@ OPTIONS: dict[str, Told] = {
     # What contradicts.
     "all bones and some": run("not allowed with argument --all-bones", "--bones", "hand"),
     "neither all bones nor some": Told(text="--all-bones", instead=("--dry-run", "--data", "manifest.csv")),
-    "an ensemble of no refits": run("refit_seeds=0: an ensemble needs at least 2; give more, or", "--ensemble"),
+    "an ensemble of no replicates": run("replicate_seeds=0: an ensemble needs at least 2; give more, or", "--ensemble"),
     "an audit where nothing is stopped": run(
         "audit=3: with --no-early-stopping no trial is stopped", "--no-early-stopping", "--audit", "3"
     ),
     "rotation where no network is trained": run(f"rotation_degrees=9.0: {NETWORKS}", "--rotation-degrees", "9"),
     "trials of networks where none is trained": run(f"finetune_trials=2: {NETWORKS}", "--finetune-trials", "2"),
     "more frozen epochs than epochs": run(
-        "frozen_epochs=3: must be below finetune_epochs=3", *FINETUNE, "--epochs", "3", "--frozen-epochs", "3"
+        "freeze_backbone_epochs=3: must be below finetune_epochs=3",
+        *FINETUNE,
+        "--epochs",
+        "3",
+        "--freeze-backbone-epochs",
+        "3",
     ),
     # Addresses and places.
     "an address without a port": run("address=nonsense: must be HOST:PORT", "--address", "nonsense"),

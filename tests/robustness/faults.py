@@ -35,7 +35,7 @@ class Moment:
     """In [0, 1): of the journal's lines in the search, of some seconds elsewhere."""
 
     def has_come(self, run_dir: Path, since: dict[str, float], num_lines: int) -> bool:
-        """Say whether it has come; `since` remembers when the run's parts were first seen."""
+        """Return whether it has come; `since` remembers when the run's parts were first seen."""
         now = time.monotonic()
         lines = read_journal(run_dir)
         if self.part == "search":
@@ -99,7 +99,7 @@ class Ordeal:
         self.user.run_study("--run-dir", self.run_dir, *self.options, **self.environment)
 
     def _start(self, faults: list[Fault]) -> list[Fault]:
-        """Start the command; give the faults that are left when its driver was killed or it ended."""
+        """Start the command; return the faults that are left when its driver was killed or it ended."""
         command = (sys.executable, ROOT / "run_study.py", "--all-bones", "--run-dir", self.run_dir, *self.options)
         left, since = list(faults), dict[str, float]()
         before = take_stock(self.run_dir)
@@ -146,7 +146,7 @@ class Ordeal:
 
 
 def find_workers(user: User) -> dict[int, str]:
-    """Find Ray's worker processes: tasks, trials, the keeper of checkpoints and those that wait for work.
+    """Find Ray's worker processes: tasks, trials, the checkpoint store of checkpoints and those that wait for work.
 
     Gives what each calls itself by its process id.
     """
@@ -177,7 +177,7 @@ class Stock:
 
 def take_stock(run_dir: Path) -> Stock:
     """Take down what may not change any more."""
-    names = ("journal.jsonl", "audit.jsonl", "refit.jsonl")
+    names = ("journal.jsonl", "audit.jsonl", "replicates.jsonl")
     journals = {name: (run_dir / name).read_bytes() for name in names if (run_dir / name).exists()}
     whole = {name: content[: content.rfind(b"\n") + 1] for name, content in journals.items()}
     ended = frozenset(line["trial"] for line in read_journal(run_dir) if line["state"] != "RUNNING")

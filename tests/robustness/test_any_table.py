@@ -84,7 +84,7 @@ def test_any_bytes_are_a_table_or_refused_in_one_line(content):
         assert isinstance(read(content, reader), Listing | None)
 
 
-films = st.fixed_dictionaries(
+images = st.fixed_dictionaries(
     {
         "digest": st.integers(0, 20).map(str),
         "patient": st.integers(0, 12).map(str),
@@ -102,7 +102,7 @@ def rule(rows):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(films, min_size=1, max_size=40), st.randoms(use_true_random=False))
+@given(st.lists(images, min_size=1, max_size=40), st.randoms(use_true_random=False))
 def test_the_rules_leave_no_leak_and_lose_no_row_in_any_order(drawn, random):
     rows = pd.DataFrame(drawn).assign(path=[f"{number}.png" for number in range(len(drawn))], fold=-1)
     listing = rule(rows)
@@ -119,18 +119,18 @@ def test_the_rules_leave_no_leak_and_lose_no_row_in_any_order(drawn, random):
 
 
 def count_groups(rows):
-    """Count the patients, those who share films as one."""
+    """Count the patients, those who share images as one."""
     groups = []
     for patient, digest in zip(rows["patient"], rows["digest"], strict=True):
-        group = {("patient", patient), ("film", digest)}
+        group = {("patient", patient), ("image", digest)}
         touching = [other for other in groups if other & group]
         groups = [other for other in groups if not other & group] + [group.union(*touching)]
     return len(groups)
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(films, min_size=1, max_size=40), st.integers(2, 4), st.randoms(use_true_random=False))
-def test_folds_are_the_same_in_any_order_and_hold_each_patient_and_film_once(drawn, num_folds, random):
+@given(st.lists(images, min_size=1, max_size=40), st.integers(2, 4), st.randoms(use_true_random=False))
+def test_folds_are_the_same_in_any_order_and_hold_each_patient_and_image_once(drawn, num_folds, random):
     rows = pd.DataFrame(drawn).assign(path=[f"{number}.png" for number in range(len(drawn))], fold=-1)
     kept = rule(rows).rows
     is_train = (kept["split"] == "train").to_numpy()
@@ -148,7 +148,7 @@ def test_folds_are_the_same_in_any_order_and_hold_each_patient_and_film_once(dra
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(films, min_size=5, max_size=40), st.randoms(use_true_random=False))
+@given(st.lists(images, min_size=5, max_size=40), st.randoms(use_true_random=False))
 def test_a_split_that_is_not_given_puts_every_patient_on_one_side_in_any_order(drawn, random):
     table = pd.DataFrame(drawn).assign(path=[f"{number}.png" for number in range(len(drawn))])
     table = table[list(REQUIRED)]

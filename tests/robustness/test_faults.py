@@ -21,7 +21,7 @@ from ray_helpers import (
     read_journal,
     read_json,
     wait_until,
-    write_films,
+    write_images,
 )
 from robustness.faults import (
     MODES,
@@ -47,29 +47,29 @@ class Find(Protocol):
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_films(tmp_path_factory.mktemp("films"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Find:
-    """Give the directory of a run of a mode that nothing happened to, by a user of its own: no cache is shared."""
+def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Find:
+    """Return the directory of a run of a mode that nothing happened to, by a user of its own: no cache is shared."""
     done: dict[tuple[str, ...], Path] = {}
 
     def find(mode: str, *more: str) -> Path:
         if (mode, *more) not in done:
             user = make_user(tmp_path_factory.mktemp("undisturbed"))
-            user.run_study("--data", films, "--run-dir", user.home / "run", *OPTIONS, *MODES[mode], *more)
+            user.run_study("--data", images, "--run-dir", user.home / "run", *OPTIONS, *MODES[mode], *more)
             done[mode, *more] = user.home / "run"
         return done[mode, *more]
 
     return find
 
 
-def suffer(user: User, films: Path, undisturbed: Find, mode: str, faults: list[Fault], *more: str) -> None:
+def suffer(user: User, images: Path, undisturbed: Find, mode: str, faults: list[Fault], *more: str) -> None:
     """Let a run suffer these faults, and check all that is promised."""
     whole, run_dir = undisturbed(mode, *more), user.home / "run"
-    options = ("--data", films, *OPTIONS, *MODES[mode], *more)
+    options = ("--data", images, *OPTIONS, *MODES[mode], *more)
     ordeal = Ordeal(user, run_dir, options, num_lines=len(read_journal(whole)))
     ordeal.suffer(faults)
     assert_as_promised(run_dir, whole, mode)
@@ -96,9 +96,9 @@ def user(tmp_path: Path) -> User:
     ],
 )
 def test_a_run_that_is_killed_ends_as_one_that_was_not(
-    user: User, films: Path, undisturbed: Find, mode: str, seed: int, num: int, victims: tuple[str, ...]
+    user: User, images: Path, undisturbed: Find, mode: str, seed: int, num: int, victims: tuple[str, ...]
 ) -> None:
-    suffer(user, films, undisturbed, mode, draw_faults(seed, num, victims))
+    suffer(user, images, undisturbed, mode, draw_faults(seed, num, victims))
 
 
 @pytest.mark.exhaustive
@@ -109,10 +109,10 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else None,
 )
 def test_a_run_that_is_killed_at_more_moments_ends_as_one_that_was_not(
-    user: User, films: Path, undisturbed: Find, mode: str, seed: int, num: int, victims: tuple[str, ...]
+    user: User, images: Path, undisturbed: Find, mode: str, seed: int, num: int, victims: tuple[str, ...]
 ) -> None:
     faults = draw_faults(10 * seed + list(MODES).index(mode), num, victims)
-    suffer(user, films, undisturbed, mode, faults, *LIGHT)
+    suffer(user, images, undisturbed, mode, faults, *LIGHT)
 
 
 DIE_BETWEEN_RUNGS = """
@@ -136,11 +136,11 @@ sys.exit(run_command(sys.argv[1:]))
 
 
 def test_a_trial_cut_between_two_rungs_is_judged_as_if_nothing_had_happened(
-    user: User, films: Path, undisturbed: Find
+    user: User, images: Path, undisturbed: Find
 ) -> None:
     """The last trial of a search, after its first rung: at the second it meets the peers of before the kill."""
     mode = "one at a time"
-    run_dir, options = user.home / "run", ("--data", films, *OPTIONS, *MODES[mode])
+    run_dir, options = user.home / "run", ("--data", images, *OPTIONS, *MODES[mode])
     done = user.call(sys.executable, "-c", DIE_BETWEEN_RUNGS, "--all-bones", "--run-dir", run_dir, *options)
     assert done.returncode == -9, done.stderr
     user.wait_for_end()
@@ -172,9 +172,9 @@ sys.exit(run_command(sys.argv[1:]))
 """
 
 
-def test_a_search_whose_trials_all_fail_is_reported_and_the_rest_completes(user: User, films: Path) -> None:
+def test_a_search_whose_trials_all_fail_is_reported_and_the_rest_completes(user: User, images: Path) -> None:
     search, run_dir = "specialist:wrist/mlp_probe", user.home / "run"
-    options = ("--all-bones", "--data", films, "--run-dir", run_dir, *TINY)
+    options = ("--all-bones", "--data", images, "--run-dir", run_dir, *TINY)
     done = user.call(sys.executable, "-c", FAIL_A_SEARCH, *options)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -182,13 +182,15 @@ def test_a_search_whose_trials_all_fail_is_reported_and_the_rest_completes(user:
     assert f"{search}: every trial failed" in line
     report = read_json(run_dir / "report.json")
     assert set(report["run"]["failed_searches"]) == {search}
-    assert report["served"]["wrist"]["target"] == "baseline"
+    assert report["selected"]["wrist"]["target"] == "baseline"
     assert "every trial failed" in (run_dir / "report.html").read_text(encoding="utf-8")
     ends = {line["trial"]: line for line in read_journal(run_dir) if line["state"] != "RUNNING"}
     assert set(ends) == set(pd.read_csv(run_dir / "plan.csv")["trial"])
-    failed = {name: line["why"] for name, line in ends.items() if line["state"] == "FAILED"}
+    failed = {name: line["reason"] for name, line in ends.items() if line["state"] == "FAILED"}
     assert set(failed) == {name for name in ends if name.startswith(search)}
-    assert all(re.match(r"the worker failed [4-7] times: .*can't allocate memory", why) for why in failed.values())
+    assert all(
+        re.match(r"the worker failed [4-7] times: .*can't allocate memory", reason) for reason in failed.values()
+    )
     again = user.call(sys.executable, ROOT / "run_study.py", *options)
     assert again.returncode == 1
     assert "this run is finished" in again.stdout
@@ -210,7 +212,7 @@ for line in sys.stdin:
 
 @contextmanager
 def nodes(user: User) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Start a cluster; give its address and what kills a node of it."""
+    """Start a cluster; return its address and what kills a node of it."""
     with user.start(sys.executable, "-c", NODES, RAY_AUTH_MODE="disabled") as head:
         line = wait_until(lambda: [li for li in user.log.read_text().splitlines() if "address:" in li], "the head")
 
@@ -231,7 +233,7 @@ def nodes(user: User) -> Iterator[tuple[str, Callable[[], None]]]:
     ],
 )
 def test_a_run_that_loses_nodes_goes_on_on_the_others(
-    user: User, films: Path, undisturbed: Find, mode: str, seed: int, num: int, tmp_path: Path
+    user: User, images: Path, undisturbed: Find, mode: str, seed: int, num: int, tmp_path: Path
 ) -> None:
     whole = undisturbed(mode, *LIGHT)
     owner = make_user(tmp_path / "owner")
@@ -239,7 +241,7 @@ def test_a_run_that_loses_nodes_goes_on_on_the_others(
         ordeal = Ordeal(
             user,
             user.home / "run",
-            ("--data", films, "--address", address, *OPTIONS, *MODES[mode], *LIGHT),
+            ("--data", images, "--address", address, *OPTIONS, *MODES[mode], *LIGHT),
             num_lines=len(read_journal(whole)),
             kill_node=kill_node,
             environment={"RAY_AUTH_MODE": "disabled"},

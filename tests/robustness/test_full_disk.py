@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray_helpers import ROOT, User, assert_same_results, make_user, read_journal, wait_until, write_films
+from ray_helpers import ROOT, User, assert_same_results, make_user, read_journal, wait_until, write_images
 from robustness.faults import MODES, OPTIONS, assert_whole
 
 pytestmark = [
@@ -59,12 +59,12 @@ def disk(user: User) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def options(user: User) -> tuple[object, ...]:
-    films = write_films(user.home / "films")
-    return ("--data", films, *OPTIONS, *MODES["no early stopping"], "--recipes", "linear_probe")
+    images = write_images(user.home / "images")
+    return ("--data", images, *OPTIONS, *MODES["no early stopping"], "--recipes", "linear_probe")
 
 
 def fill(disk: Path) -> Path:
-    """Fill a disk to the last byte; give the file that does."""
+    """Fill a disk to the last byte; return the file that does."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file:
         try:

@@ -1,4 +1,4 @@
-"""The cache of films and embeddings: rows by the digest of a file, whole or not at all."""
+"""The cache of images and embeddings: rows by the digest of a file, whole or not at all."""
 
 import errno
 import os
@@ -15,12 +15,12 @@ DIGESTS = ("cc", "aa", "dd", "bb")
 
 
 def make_rows(digests):
-    """Give each digest's row: its place in DIGESTS, so that a row in the wrong place is seen."""
+    """Return each digest's row: its place in DIGESTS, so that a row in the wrong place is seen."""
     return np.array([np.full((2, 3), DIGESTS.index(digest)) for digest in digests], np.uint8)
 
 
 def write(folder, parts=(("aa", "cc"), ("dd", "bb")), failures=None):
-    """Write an entry from parts, in the order in which workers finish; the first tells of the films that failed."""
+    """Write an entry from parts, in the order in which workers finish; the first tells of the images that failed."""
     told = [failures or {}, *[{}] * len(parts)]
 
     def produce(left):
@@ -33,23 +33,23 @@ def write(folder, parts=(("aa", "cc"), ("dd", "bb")), failures=None):
 
 @pytest.mark.parametrize("parts", [[DIGESTS], [("bb",), ("cc", "aa"), ("dd",)], [("dd", "bb"), ("aa", "cc")]])
 def test_a_row_is_found_by_its_digest_whatever_order_it_came_in(tmp_path, parts):
-    written = write(tmp_path / "films", parts)
-    for entry in (written, open_cached(tmp_path / "films")):
+    written = write(tmp_path / "images", parts)
+    for entry in (written, open_cached(tmp_path / "images")):
         assert entry.digests == ("aa", "bb", "cc", "dd")
-        asked = ["dd", "aa", "dd"]  # a film that occurs twice is there once
+        asked = ["dd", "aa", "dd"]  # an image that occurs twice is there once
         assert np.array_equal(entry.rows[entry.find(asked)], make_rows(asked))
 
 
 def test_rows_lie_on_the_disk_and_cannot_be_changed(tmp_path):
-    rows = write(tmp_path / "films").rows
+    rows = write(tmp_path / "images").rows
     assert isinstance(rows, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         rows[0] = 9
 
 
-def test_a_film_that_fails_on_the_way_leaves_a_reason_and_no_row(tmp_path):
-    write(tmp_path / "films", parts=[("dd", "aa"), ("bb",)], failures={"cc": "truncated"})
-    entry = open_cached(tmp_path / "films")
+def test_a_image_that_fails_on_the_way_leaves_a_reason_and_no_row(tmp_path):
+    write(tmp_path / "images", parts=[("dd", "aa"), ("bb",)], failures={"cc": "truncated"})
+    entry = open_cached(tmp_path / "images")
     assert entry.digests == ("aa", "bb", "dd")
     assert entry.failures == {"cc": "truncated"}
     assert np.array_equal(entry.rows[entry.find(["dd", "bb"])], make_rows(["dd", "bb"]))
@@ -58,9 +58,9 @@ def test_a_film_that_fails_on_the_way_leaves_a_reason_and_no_row(tmp_path):
 
 
 def test_an_entry_of_failures_alone_is_remembered(tmp_path):
-    entry = write(tmp_path / "films", parts=[()], failures=dict.fromkeys(DIGESTS, "not an image"))
+    entry = write(tmp_path / "images", parts=[()], failures=dict.fromkeys(DIGESTS, "not an image"))
     assert entry.rows.shape == (0, 2, 3)
-    assert open_cached(tmp_path / "films").failures == dict.fromkeys(DIGESTS, "not an image")
+    assert open_cached(tmp_path / "images").failures == dict.fromkeys(DIGESTS, "not an image")
 
 
 def stop_after(parts, *, by):
@@ -75,19 +75,19 @@ def test_a_writer_that_is_stopped_leaves_no_entry_and_the_next_goes_on(tmp_path,
     monkeypatch.setattr("mura_models.data.cache.SAVE_EVERY_S", -1)
     shape = {"row_shape": (2, 3), "dtype": "uint8"}
     with pytest.raises(type(end)):
-        write_cached(tmp_path / "films", DIGESTS, lambda left: stop_after([("aa",), ("dd",)], by=end), **shape)
-    assert open_cached(tmp_path / "films") is None
+        write_cached(tmp_path / "images", DIGESTS, lambda left: stop_after([("aa",), ("dd",)], by=end), **shape)
+    assert open_cached(tmp_path / "images") is None
     asked = []
 
     def produce(left):
         asked.append(left)
         yield left, make_rows(left), {}
 
-    entry = write_cached(tmp_path / "films", DIGESTS, produce, **shape)
+    entry = write_cached(tmp_path / "images", DIGESTS, produce, **shape)
     assert asked == [["bb", "cc"]]
     assert np.array_equal(entry.rows, make_rows(entry.digests))
-    assert list_names(tmp_path) == ["films"]
-    assert list_names(tmp_path / "films") == ["index.json", "rows.npy"]
+    assert list_names(tmp_path) == ["images"]
+    assert list_names(tmp_path / "images") == ["index.json", "rows.npy"]
 
 
 def test_what_a_stopped_writer_left_counts_only_as_far_as_it_is_whole(tmp_path, monkeypatch):
@@ -95,10 +95,10 @@ def test_what_a_stopped_writer_left_counts_only_as_far_as_it_is_whole(tmp_path, 
     shape = {"row_shape": (2, 3), "dtype": "uint8"}
     with pytest.raises(RuntimeError):
         stopped = stop_after([("aa",), ("dd",)], by=RuntimeError())
-        write_cached(tmp_path / "films", DIGESTS, lambda left: stopped, **shape)
-    log = tmp_path / ".films.part" / "done.jsonl"
+        write_cached(tmp_path / "images", DIGESTS, lambda left: stopped, **shape)
+    log = tmp_path / ".images.part" / "done.jsonl"
     log.write_bytes(log.read_bytes()[:-4])
-    entry = write_cached(tmp_path / "films", DIGESTS, lambda left: [(left, make_rows(left), {})], **shape)
+    entry = write_cached(tmp_path / "images", DIGESTS, lambda left: [(left, make_rows(left), {})], **shape)
     assert np.array_equal(entry.rows, make_rows(entry.digests))
 
 
@@ -119,7 +119,7 @@ needs_allocation = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason
 @needs_allocation
 def test_an_array_without_its_room_on_the_disk_is_never_written_to(tmp_path, monkeypatch):
     """The disk fills, and a write to a map whose room is not there kills the process."""
-    array = tmp_path / ".films.part" / "all.npy"
+    array = tmp_path / ".images.part" / "all.npy"
     shape = {"row_shape": (64, 64), "dtype": "uint8"}
 
     def produce(left):
@@ -129,17 +129,17 @@ def test_an_array_without_its_room_on_the_disk_is_never_written_to(tmp_path, mon
     leave_array_with_holes(array.parent)
     monkeypatch.setattr("os.posix_fallocate", refuse_room)
     with pytest.raises(StorageError, match="No space left on device"):
-        write_cached(tmp_path / "films", DIGESTS, produce, **shape)
+        write_cached(tmp_path / "images", DIGESTS, produce, **shape)
     monkeypatch.undo()
-    assert write_cached(tmp_path / "films", DIGESTS, produce, **shape).rows.all()
+    assert write_cached(tmp_path / "images", DIGESTS, produce, **shape).rows.all()
 
 
 @needs_allocation
 def test_an_array_that_finds_no_room_does_not_stay(tmp_path, monkeypatch):
     monkeypatch.setattr("os.posix_fallocate", refuse_room)
     with pytest.raises(StorageError, match="No space left on device"):
-        write(tmp_path / "films")
-    assert list_names(tmp_path / ".films.part") == []
+        write(tmp_path / "images")
+    assert list_names(tmp_path / ".images.part") == []
 
 
 def fail_at_index(monkeypatch):
@@ -154,7 +154,7 @@ def fail_at_rename(monkeypatch):
 
 def fail_at_publishing(monkeypatch):
     """Have the disk full when the finished entry is put where others look."""
-    monkeypatch.setattr("mura_models.data.cache.replace_folder", lambda aside, path: refuse_room(None, 0, 0))
+    monkeypatch.setattr("mura_models.data.cache.replace_folder", lambda partial, path: refuse_room(None, 0, 0))
 
 
 @pytest.mark.parametrize("failures", [{}, {"cc": "truncated"}])
@@ -164,53 +164,53 @@ def test_nothing_is_made_again_where_the_last_steps_fail(tmp_path, monkeypatch, 
     asked = []
     fail(monkeypatch)
     with pytest.raises(StorageError):
-        write(tmp_path / "films", parts, failures)
+        write(tmp_path / "images", parts, failures)
     monkeypatch.undo()
 
     def produce(left):
         asked.extend(left)
         yield left, make_rows(left).reshape(-1, 2, 3), {}
 
-    entry = write_cached(tmp_path / "films", DIGESTS, produce, row_shape=(2, 3), dtype="uint8")
+    entry = write_cached(tmp_path / "images", DIGESTS, produce, row_shape=(2, 3), dtype="uint8")
     assert asked == []
     assert entry.failures == failures
     assert entry.digests == tuple(digest for digest in sorted(DIGESTS) if digest not in failures)
     assert np.array_equal(entry.rows, make_rows(entry.digests))
-    assert list_names(tmp_path) == ["films"]
-    assert list_names(tmp_path / "films") == ["index.json", "rows.npy"]
+    assert list_names(tmp_path) == ["images"]
+    assert list_names(tmp_path / "images") == ["index.json", "rows.npy"]
 
 
 def test_two_writers_at_once_do_not_disturb_each_other(tmp_path):
     shape = {"row_shape": (2, 3), "dtype": "uint8"}
 
     def produce(left):
-        inner = write_cached(tmp_path / "films", DIGESTS, lambda names: [(names, make_rows(names), {})], **shape)
+        inner = write_cached(tmp_path / "images", DIGESTS, lambda names: [(names, make_rows(names), {})], **shape)
         assert np.array_equal(inner.rows, make_rows(inner.digests))
         yield left, make_rows(left), {}
 
-    entry = write_cached(tmp_path / "films", DIGESTS, produce, **shape)
+    entry = write_cached(tmp_path / "images", DIGESTS, produce, **shape)
     assert np.array_equal(entry.rows, make_rows(entry.digests))
-    assert list_names(tmp_path) == ["films"]
+    assert list_names(tmp_path) == ["images"]
 
 
-def test_a_row_that_never_came_is_no_black_film(tmp_path):
+def test_a_row_that_never_came_is_no_black_image(tmp_path):
     with pytest.raises(ValueError, match="cc"):
-        write(tmp_path / "films", parts=[("aa", "bb", "dd")])
-    assert open_cached(tmp_path / "films") is None
+        write(tmp_path / "images", parts=[("aa", "bb", "dd")])
+    assert open_cached(tmp_path / "images") is None
 
 
 def test_writing_again_replaces_the_entry(tmp_path):
-    write(tmp_path / "films", failures={"cc": "truncated"})
-    assert write(tmp_path / "films").failures == {}
-    assert list_names(tmp_path) == ["films"]
+    write(tmp_path / "images", failures={"cc": "truncated"})
+    assert write(tmp_path / "images").failures == {}
+    assert list_names(tmp_path) == ["images"]
 
 
 def test_a_damaged_entry_counts_as_none_so_that_it_is_made_anew(tmp_path):
-    write(tmp_path / "films")
-    rows = tmp_path / "films" / "rows.npy"
+    write(tmp_path / "images")
+    rows = tmp_path / "images" / "rows.npy"
     os.truncate(rows, rows.stat().st_size - 5)
-    assert open_cached(tmp_path / "films") is None
-    assert len(write(tmp_path / "films").digests) == 4
+    assert open_cached(tmp_path / "images") is None
+    assert len(write(tmp_path / "images").digests) == 4
 
 
 def test_half_precision_embeddings_come_back_to_the_bit(tmp_path):

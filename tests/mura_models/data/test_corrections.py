@@ -49,8 +49,8 @@ def mura(tmp_path):
     for study, num_images in MURA.items():
         (root / study).mkdir(parents=True)
         for number in range(num_images):
-            film_HW = np.full((20, 20), 10 * len(list(root.rglob("*.png"))), np.uint8)
-            Image.fromarray(film_HW).save(root / study / f"image{number + 1}.png")
+            image_HW = np.full((20, 20), 10 * len(list(root.rglob("*.png"))), np.uint8)
+            Image.fromarray(image_HW).save(root / study / f"image{number + 1}.png")
     return root
 
 

@@ -85,9 +85,9 @@ def test_a_fold_given_for_one_row_is_given_for_the_patient():
     assert assign_folds(manifest, num_folds=2, seed=0).tolist() == [1, 1, 0]
 
 
-def test_patients_who_share_a_film_are_in_one_fold():
+def test_patients_who_share_a_image_are_in_one_fold():
     manifest = draw_manifest(num_patients=40, num_images=120)
-    manifest["digest"] = [f"film {number}" for number in range(len(manifest))]
+    manifest["digest"] = [f"image {number}" for number in range(len(manifest))]
     pairs = [("p1", "p2"), ("p2", "p3"), ("p7", "p8")]
     for number, pair in enumerate(pairs):
         for patient in pair:
@@ -101,15 +101,15 @@ def test_patients_who_share_a_film_are_in_one_fold():
             assert folds[group].nunique() == 1
 
 
-def test_films_that_nobody_shares_change_no_fold():
+def test_images_that_nobody_shares_change_no_fold():
     manifest = draw_manifest(num_patients=40, num_images=120)
-    with_digests = manifest.assign(digest=[f"film {number}" for number in range(len(manifest))])
+    with_digests = manifest.assign(digest=[f"image {number}" for number in range(len(manifest))])
     assert np.array_equal(assign_folds(with_digests, num_folds=5, seed=1), assign_folds(manifest, num_folds=5, seed=1))
 
 
-def test_folds_given_to_patients_who_share_a_film_must_agree():
+def test_folds_given_to_patients_who_share_a_image_must_agree():
     manifest = make_manifest([("a", "hand", 0, "train", 0), ("b", "hand", 0, "train", 1)]).assign(digest="same")
-    with pytest.raises(DataError, match="patients 'a' and 'b' share a film and have folds 0 and 1"):
+    with pytest.raises(DataError, match="patients 'a' and 'b' share an image and have folds 0 and 1"):
         assign_folds(manifest, num_folds=2, seed=0)
 
 

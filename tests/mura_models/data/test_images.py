@@ -38,9 +38,9 @@ def scale(deep_HW):
 @pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "GIF"])
 def test_eight_bits_stay_as_they_are(image_format):
     data = encode(Image.fromarray(GREY_HW), image_format)
-    grey_HW = decode_image(data, f".{image_format.lower()}")
-    assert grey_HW.dtype == np.uint8
-    assert np.array_equal(grey_HW, GREY_HW)
+    gray_HW = decode_image(data, f".{image_format.lower()}")
+    assert gray_HW.dtype == np.uint8
+    assert np.array_equal(gray_HW, GREY_HW)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
@@ -62,25 +62,25 @@ def test_sixteen_bits_with_white_as_zero_are_inverted():
     assert np.array_equal(decode_image(data, ".tif"), scale(65535 - DEEP_HW))
 
 
-def test_colours_become_grey_by_luma():
+def test_colors_become_grey_by_luma():
     assert np.abs(decode_image(encode(Image.fromarray(RGB_HWC)), ".png") - weigh(RGB_HWC)).max() < 0.51
 
 
 def test_a_palette_is_looked_up():
-    colours = rng.integers(0, 256, (256, 3), dtype=np.uint8)
+    colors = rng.integers(0, 256, (256, 3), dtype=np.uint8)
     image = Image.fromarray(GREY_HW)
     image = Image.frombytes("P", image.size, image.tobytes())
-    image.putpalette(colours.tobytes())
-    assert np.abs(decode_image(encode(image), ".png") - weigh(colours[GREY_HW])).max() < 0.51
+    image.putpalette(colors.tobytes())
+    assert np.abs(decode_image(encode(image), ".png") - weigh(colors[GREY_HW])).max() < 0.51
     alphas = rng.integers(0, 256, 256, dtype=np.uint8)
-    seen = weigh(colours[GREY_HW]) * alphas[GREY_HW] / 255
+    seen = weigh(colors[GREY_HW]) * alphas[GREY_HW] / 255
     assert np.abs(decode_image(encode(image, transparency=alphas.tobytes()), ".png") - seen).max() < 1.1
 
 
 @pytest.mark.parametrize("channels", ["LA", "RGBA"])
 def test_what_is_transparent_is_laid_on_black(channels):
-    colours_HWC = GREY_HW[..., None] if channels == "LA" else RGB_HWC
-    data = encode(Image.fromarray(np.dstack([colours_HWC, ALPHA_HW])))
+    colors_HWC = GREY_HW[..., None] if channels == "LA" else RGB_HWC
+    data = encode(Image.fromarray(np.dstack([colors_HWC, ALPHA_HW])))
     opaque = GREY_HW if channels == "LA" else weigh(RGB_HWC)
     assert np.abs(decode_image(data, ".png") - opaque * (ALPHA_HW / 255)).max() < 1.1
 
@@ -98,8 +98,8 @@ def test_exif_orientation_is_applied(orientation, image_format):
     options = {"lossless": True} if image_format == "WEBP" else {}
     data = encode(Image.fromarray(GREY_HW), image_format, exif=exif, **options)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L")
-    grey_HW = decode_image(data, ".png")
-    assert np.array_equal(grey_HW, np.asarray(upright))
+    gray_HW = decode_image(data, ".png")
+    assert np.array_equal(gray_HW, np.asarray(upright))
     assert inspect_image(data, ".png")[:2] == upright.size
 
 
@@ -132,8 +132,8 @@ def test_warnings_of_pillow_do_not_escape_from_threads():
     before = list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:  # here warnings are errors
         decoded = list(pool.map(decode_image, [bytes(odd), SOURCES[0]] * 50, [".tif", ".png"] * 50))
-    assert all(np.array_equal(grey_HW, GREY_HW) for grey_HW in decoded[::2])
-    assert all(np.array_equal(grey_HW, decoded[1]) for grey_HW in decoded[1::2])
+    assert all(np.array_equal(gray_HW, GREY_HW) for gray_HW in decoded[::2])
+    assert all(np.array_equal(gray_HW, decoded[1]) for gray_HW in decoded[1::2])
     assert warnings.filters == before
 
 
@@ -152,5 +152,5 @@ def test_a_reader_joins_by_suffix(monkeypatch):
         (Image.fromarray(GREY_HW > 127), "TIFF", "1"),
     ],
 )
-def test_the_header_tells_the_colour_mode(image, image_format, mode):
+def test_the_header_tells_the_color_mode(image, image_format, mode):
     assert inspect_image(encode(image, image_format), ".png").mode == mode

@@ -37,8 +37,8 @@ def write_tree(root, studies=STUDIES):
         (root / study).mkdir(parents=True)
         tables[f"{split}_labeled_studies"] += f"MURA-v1.1/{study}/,{int(study.endswith('positive'))}\n"
         for number in range(1, num_images + 1):
-            film = PNG + f"{study} {number}".encode()  # what stands behind a picture makes it another file
-            (root / study / f"image{number}.png").write_bytes(film)
+            image = PNG + f"{study} {number}".encode()  # what stands behind a picture makes it another file
+            (root / study / f"image{number}.png").write_bytes(image)
             tables[f"{split}_image_paths"] += f"MURA-v1.1/{study}/image{number}.png\n"
     for name, text in tables.items():
         (root / f"{name}.csv").write_text(text)

@@ -1,4 +1,4 @@
-"""Films on disks and file servers that fail for a while."""
+"""Images on disks and file servers that fail for a while."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ SERVER_GONE = (errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)
 
 @pytest.fixture
 def listing(tmp_path):
-    """List twenty films."""
+    """List twenty images."""
     names = [f"{number:02}.png" for number in range(20)]
     for number, name in enumerate(names):
         Image.fromarray(np.full((20, 30), number, np.uint8)).save(tmp_path / name)
@@ -35,12 +35,12 @@ def _short_pauses(monkeypatch):
 
 @pytest.fixture
 def _short_patience(monkeypatch):
-    for patience in ("PATIENCE_S", "DISK_PATIENCE_S"):
+    for patience in ("RETRY_TIMEOUT_S", "DISK_PATIENCE_S"):
         monkeypatch.setattr(f"mura_models.data.scan.{patience}", 0.5)
 
 
-def break_films(monkeypatch, number, *, names=None, num_refusals=10**9, ask="read_bytes"):
-    """Have these films, or all, refuse so many times each to be read."""
+def break_images(monkeypatch, number, *, names=None, num_refusals=10**9, ask="read_bytes"):
+    """Have these images, or all, refuse so many times each to be read."""
     sound = getattr(Path, ask)
     refused = Counter()
 
@@ -55,9 +55,9 @@ def break_films(monkeypatch, number, *, names=None, num_refusals=10**9, ask="rea
 
 @pytest.mark.parametrize("number", [*SERVER_GONE, errno.EIO])
 @pytest.mark.parametrize("ask", ["stat", "read_bytes"])
-def test_good_films_of_a_server_that_hiccups_stay_in_the_data(listing, monkeypatch, number, ask):
+def test_good_images_of_a_server_that_hiccups_stay_in_the_data(listing, monkeypatch, number, ask):
     whole = check_files(listing)
-    break_films(monkeypatch, number, num_refusals=2, ask=ask)
+    break_images(monkeypatch, number, num_refusals=2, ask=ask)
     found = check_files(listing)
     assert found.quarantine.empty
     pd.testing.assert_frame_equal(found.rows, whole.rows)
@@ -66,17 +66,17 @@ def test_good_films_of_a_server_that_hiccups_stay_in_the_data(listing, monkeypat
 @pytest.mark.usefixtures("_short_patience")
 @pytest.mark.parametrize("number", SERVER_GONE)
 def test_a_server_that_stays_away_ends_the_scan_in_one_line_without_a_path(listing, monkeypatch, number):
-    break_films(monkeypatch, number, names=["07.png"])
+    break_images(monkeypatch, number, names=["07.png"])
     with pytest.raises(StorageError) as caught:
         check_files(listing)
     assert str(caught.value) == (
-        f"a film's file cannot be read: {os.strerror(number)}; once it can, the same command continues"
+        f"an image's file cannot be read: {os.strerror(number)}; once it can, the same command continues"
     )
 
 
 @pytest.mark.usefixtures("_short_patience")
-def test_a_bad_sector_costs_its_film_alone(listing, monkeypatch):
-    break_films(monkeypatch, errno.EIO, names=["03.png", "11.png"])
+def test_a_bad_sector_costs_its_image_alone(listing, monkeypatch):
+    break_images(monkeypatch, errno.EIO, names=["03.png", "11.png"])
     found = check_files(listing)
     assert found.quarantine["path"].tolist() == ["03.png", "11.png"]
     assert set(found.quarantine["reason"]) == {"file cannot be read: Input/output error"}
@@ -85,21 +85,21 @@ def test_a_bad_sector_costs_its_film_alone(listing, monkeypatch):
 
 @pytest.mark.usefixtures("_short_patience")
 def test_a_disk_full_of_bad_sectors_is_waited_for_once(listing, monkeypatch):
-    break_films(monkeypatch, errno.EIO)
+    break_images(monkeypatch, errno.EIO)
     begun = time.monotonic()
     assert len(check_files(listing).quarantine) == 20
     assert time.monotonic() - begun < 5
 
 
-def test_a_film_that_one_may_not_read_is_left_out_at_once(listing, monkeypatch):
+def test_a_image_that_one_may_not_read_is_left_out_at_once(listing, monkeypatch):
     monkeypatch.setattr("mura_models.data.scan.PATIENCE_S", 3600)
-    break_films(monkeypatch, errno.EACCES, names=["03.png"])
+    break_images(monkeypatch, errno.EACCES, names=["03.png"])
     found = check_files(listing)
     assert found.quarantine["reason"].tolist() == ["file cannot be read: Permission denied"]
 
 
-def test_a_server_that_comes_back_slowly_gives_every_film(listing, monkeypatch):
-    """The patience is for films that nothing comes of, not for how long it takes to read those that come."""
+def test_a_server_that_comes_back_slowly_gives_every_image(listing, monkeypatch):
+    """The patience is for images that nothing comes of, not for how long it takes to read those that come."""
     monkeypatch.setattr("mura_models.data.scan.DISK_PATIENCE_S", 0.3)
     read_facts, num_reads = scan.read_facts, Counter()
 

@@ -1,4 +1,4 @@
-"""The look at the data before anything is trained: exploration.json, its films and data.html."""
+"""The look at the data before anything is trained: exploration.json, its images and data.html."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from mura_models.data.cache import CachedArray
 from mura_models.data.corrections import CorrectionSummary
 from mura_models.data.dataset import DataSet
 from mura_models.data.preprocessing import Preprocessing, resize_image
-from mura_models.data.statistics import NUM_SAMPLES, explore, make_thumbnail, measure_grey
+from mura_models.data.statistics import NUM_SAMPLES, explore, make_thumbnail, measure_gray
 from orchestrator.ingest.overview import explore_data
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
@@ -29,7 +29,7 @@ SECRET = "patient-4711"
 
 
 def make_data(bones=("hand", "hip"), num_a_label=12):
-    """Give a manifest, a third of it test, and its store; train films are bright, test films dark."""
+    """Return a manifest, a third of it test, and its store; train images are bright, test images dark."""
     generator = np.random.default_rng(0)
     rows = []
     for bone in bones:
@@ -43,43 +43,43 @@ def make_data(bones=("hand", "hip"), num_a_label=12):
     table["width"] = generator.integers(40, 513, len(table))
     table["height"] = generator.integers(40, 513, len(table))
     table["mode"] = np.where(np.arange(len(table)) % 4, "L", "RGB")
-    films_NHW = generator.integers(0, 100, (len(table), SIZE_PX, SIZE_PX), dtype=np.uint8)
-    films_NHW[(table["split"] == "train").to_numpy()] += 150
+    images_NHW = generator.integers(0, 100, (len(table), SIZE_PX, SIZE_PX), dtype=np.uint8)
+    images_NHW[(table["split"] == "train").to_numpy()] += 150
     order = np.argsort(table["digest"])
-    store = CachedArray(rows=films_NHW[order], digests=tuple(table["digest"].iloc[order]), failures={})
-    return table, store, films_NHW
+    store = CachedArray(rows=images_NHW[order], digests=tuple(table["digest"].iloc[order]), failures={})
+    return table, store, images_NHW
 
 
 def look(rundir, *, bones=("hand", "hip"), **changes):
     """Explore a small data set into a run directory."""
-    manifest, films, _ = make_data(bones)
+    manifest, images, _ = make_data(bones)
     quarantine = pd.DataFrame({"path": [f"wards/{SECRET}.png"], "reason": ["zero bytes"]})
     write_table(rundir.quarantine, quarantine)
     given = {"name": "ward", "kind": "csv", "is_phantom": False, "notes": ()} | changes
     dataset = DataSet(manifest=manifest, quarantine=quarantine, **given)
-    explore_data(RunConfig(preprocessing=STRETCH), dataset, manifest, films, rundir)
+    explore_data(RunConfig(preprocessing=STRETCH), dataset, manifest, images, rundir)
     return Page(rundir.data_html.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def looked(tmp_path_factory):
-    """The run directory of a look at real films, and its page."""
+    """The run directory of a look at real images, and its page."""
     folder = tmp_path_factory.mktemp("looked")
-    return folder, look(RunDir(folder), notes=("/home-of-jane/films/a.csv is not UTF-8",))
+    return folder, look(RunDir(folder), notes=("/home-of-jane/images/a.csv is not UTF-8",))
 
 
-def test_each_bone_has_the_sizes_modes_and_exposure_of_its_films():
-    manifest, films, films_NHW = make_data()
-    found = explore(manifest, films, STRETCH, seed=0)
+def test_each_bone_has_the_sizes_modes_and_exposure_of_its_images():
+    manifest, images, images_NHW = make_data()
+    found = explore(manifest, images, STRETCH, seed=0)
     assert list(found.by_bone) == ["hand", "hip"]
     for bone, measures in [*found.by_bone.items(), (None, found.overall)]:
         is_mine = np.ones(len(manifest), bool) if bone is None else (manifest["bone"] == bone).to_numpy()
-        rows, greys = manifest[is_mine], films_NHW[is_mine].reshape(is_mine.sum(), -1).mean(axis=1)
+        rows, grays = manifest[is_mine], images_NHW[is_mine].reshape(is_mine.sum(), -1).mean(axis=1)
         assert measures.images == is_mine.sum()
         for spread, values in [
             (measures.width_px, rows["width"]),
             (measures.height_px, rows["height"]),
-            (measures.mean_grey, greys),
+            (measures.mean_gray, grays),
         ]:
             expected = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
             np.testing.assert_allclose(list(asdict(spread).values()), expected)
@@ -87,22 +87,22 @@ def test_each_bone_has_the_sizes_modes_and_exposure_of_its_films():
 
 
 def test_grey_levels_are_the_same_in_parts(monkeypatch):
-    _, films, _ = make_data()
-    whole = measure_grey(films)
-    monkeypatch.setattr(exploration_module, "FILMS_PER_CHUNK", 7)
-    np.testing.assert_array_equal(measure_grey(films), whole)
-    np.testing.assert_allclose(whole, films.rows.reshape(len(whole), -1).mean(axis=1))
+    _, images, _ = make_data()
+    whole = measure_gray(images)
+    monkeypatch.setattr(exploration_module, "IMAGES_PER_CHUNK", 7)
+    np.testing.assert_array_equal(measure_gray(images), whole)
+    np.testing.assert_allclose(whole, images.rows.reshape(len(whole), -1).mean(axis=1))
 
 
 def test_two_rows_of_one_file_count_twice():
-    manifest, films, _ = make_data()
+    manifest, images, _ = make_data()
     twice = pd.concat([manifest, manifest.iloc[:1].assign(path="again.png")], ignore_index=True)
-    assert explore(twice, films, STRETCH, seed=0).overall.images == len(manifest) + 1
+    assert explore(twice, images, STRETCH, seed=0).overall.images == len(manifest) + 1
 
 
 def test_every_image_lies_in_one_cell_of_the_grid_of_sizes():
-    manifest, films, _ = make_data()
-    found = explore(manifest, films, STRETCH, seed=0)
+    manifest, images, _ = make_data()
+    found = explore(manifest, images, STRETCH, seed=0)
     step_px = found.size_step_px
     assert len({cell.width_px for cell in found.sizes} | {cell.height_px for cell in found.sizes}) <= 32
     for cell in found.sizes:
@@ -111,46 +111,46 @@ def test_every_image_lies_in_one_cell_of_the_grid_of_sizes():
     assert sum(cell.images for cell in found.sizes) == len(manifest)
 
 
-def test_samples_are_train_films_of_different_patients():
-    manifest, films, _ = make_data()
-    samples = explore(manifest, films, STRETCH, seed=0).samples
+def test_samples_are_train_images_of_different_patients():
+    manifest, images, _ = make_data()
+    samples = explore(manifest, images, STRETCH, seed=0).samples
     named = [(sample.bone, sample.label) for sample in samples]
     assert named == [(bone, label) for bone in ("hand", "hip") for label in ("normal", "abnormal") for _ in range(4)]
     for sample in samples:
-        assert np.asarray(Image.open(io.BytesIO(sample.png))).mean() > 150  # test films are dark
+        assert np.asarray(Image.open(io.BytesIO(sample.png))).mean() > 150  # test images are dark
     one_patient = manifest.assign(patient="one")
-    assert len(explore(one_patient, films, STRETCH, seed=0).samples) == 4  # one a bone and label
+    assert len(explore(one_patient, images, STRETCH, seed=0).samples) == 4  # one a bone and label
     assert NUM_SAMPLES == 4
 
 
 def test_samples_follow_the_seed_and_not_the_order_of_the_rows():
-    manifest, films, _ = make_data()
-    first = explore(manifest, films, STRETCH, seed=0)
+    manifest, images, _ = make_data()
+    first = explore(manifest, images, STRETCH, seed=0)
     shuffled = manifest.sample(frac=1, random_state=5).reset_index(drop=True)
-    assert explore(shuffled, films, STRETCH, seed=0) == first
-    assert explore(manifest, films, STRETCH, seed=1).samples != first.samples
+    assert explore(shuffled, images, STRETCH, seed=0) == first
+    assert explore(manifest, images, STRETCH, seed=1).samples != first.samples
 
 
 @pytest.mark.parametrize("preprocessing", [STRETCH, PAD])
 @pytest.mark.parametrize("size", [(400, 100), (100, 400), (300, 300), (400, 16)])
 def test_a_thumbnail_has_the_proportions_of_its_file_and_no_margin(preprocessing, size):
     width, height = size
-    film_HW = resize_image(np.full((height, width), 200, np.uint8), preprocessing)
-    thumbnail = Image.open(io.BytesIO(make_thumbnail(film_HW, size, preprocessing)))
+    image_HW = resize_image(np.full((height, width), 200, np.uint8), preprocessing)
+    thumbnail = Image.open(io.BytesIO(make_thumbnail(image_HW, size, preprocessing)))
     assert max(thumbnail.size) == 96
     assert thumbnail.width == max(1, round(96 * width / max(size)))
     assert thumbnail.height == max(1, round(96 * height / max(size)))
     assert np.asarray(thumbnail).min() > 150
 
 
-def test_a_look_leaves_its_figures_films_and_page(looked):
+def test_a_look_leaves_its_figures_images_and_page(looked):
     folder, page = looked
     exploration = read_json(folder / "exploration.json")
     assert exploration["data"]["splits"]["train"]["images"] == 32
     assert [sample["file"] for sample in exploration["samples"]] == list_names(folder / "samples")
-    films = [image for image in page.images if image["src"].startswith("data:image/png;base64,")]
-    assert len(films) == len(exploration["samples"]) == 16
-    assert len(page.images) - len(films) == 10
+    images = [image for image in page.images if image["src"].startswith("data:image/png;base64,")]
+    assert len(images) == len(exploration["samples"]) == 16
+    assert len(page.images) - len(images) == 10
     assert "48 images of 2 bones" in page.text
     assert "train hand 16 8 8 50.0% 16 8 8 50.0% 12" in page.text
     assert "1 zero bytes" in page.text
@@ -173,7 +173,7 @@ def test_the_page_is_one_file_without_script_or_address_elsewhere(looked):
     assert "default-src 'none'" in (folder / "data.html").read_text()
 
 
-def test_real_films_are_not_called_phantom(looked):
+def test_real_images_are_not_called_phantom(looked):
     folder, page = looked
     assert "PHANTOM" not in (folder / "data.html").read_text(encoding="utf-8") + "".join(page.figures())
 
@@ -191,9 +191,9 @@ def test_names_with_markup_stay_text(tmp_path):
 
 def test_a_phantom_is_said_on_the_page_and_on_every_picture(tmp_path):
     page = look(RunDir(tmp_path), is_phantom=True)
-    assert page.text.count("PHANTOM: synthetic films") >= 3
+    assert page.text.count("PHANTOM: synthetic images") >= 3
     assert all("PHANTOM" in image["alt"] for image in page.images)
-    assert all("PHANTOM: synthetic films" in svg for svg in page.figures())
+    assert all("PHANTOM: synthetic images" in svg for svg in page.figures())
 
 
 def test_a_continued_run_keeps_its_look_and_renders_the_page_again(tmp_path):
@@ -207,13 +207,13 @@ def test_a_continued_run_keeps_its_look_and_renders_the_page_again(tmp_path):
     assert read_json(rundir.exploration) == kept
 
 
-def test_a_bone_without_test_films_has_its_row(tmp_path):
-    manifest, films, _ = make_data()
+def test_a_bone_without_test_images_has_its_row(tmp_path):
+    manifest, images, _ = make_data()
     manifest = manifest[(manifest["bone"] != "hip") | (manifest["split"] == "train")].reset_index(drop=True)
     quarantine = pd.DataFrame({"path": [], "reason": []}, dtype="str")
     write_table(RunDir(tmp_path).quarantine, quarantine)
     dataset = DataSet(name="x", kind="csv", is_phantom=False, notes=(), manifest=manifest, quarantine=quarantine)
-    explore_data(RunConfig(preprocessing=STRETCH), dataset, manifest, films, RunDir(tmp_path))
+    explore_data(RunConfig(preprocessing=STRETCH), dataset, manifest, images, RunDir(tmp_path))
     page = Page((tmp_path / "data.html").read_text(encoding="utf-8"))
     assert "train hip 16" in page.text
     assert "test hip" not in page.text

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from mura_models.evaluation import bootstrap as intervals
-from mura_models.evaluation.bootstrap import compare, compare_mean_of_groups, standard_error_of_gain, summarise
+from mura_models.evaluation.bootstrap import compare, compare_mean_of_groups, standard_error_of_gain, summarize
 from mura_models.evaluation.metrics import METRICS, Scored, mean_of_groups, score
 
 
@@ -31,19 +31,19 @@ def blur(scored, seed, strength):
 
 def test_summary_gives_every_metric_inside_its_interval():
     scored = draw_scored(0)
-    summary = summarise(scored)
+    summary = summarize(scored)
     assert tuple(summary) == METRICS
     points = score(scored)
     for metric, estimate in summary.items():
         low, high = estimate["ci95"]
         assert estimate["value"] == points[metric]
         assert low < estimate["value"] < high
-        assert "why" not in estimate
+        assert "reason" not in estimate
 
 
 def test_accuracy_interval_equals_the_binomial_one_for_independent_images():
     scored = draw_scored(1, num_rows=1000)
-    accuracy = summarise(scored, num_resamples=4000)["accuracy"]
+    accuracy = summarize(scored, num_resamples=4000)["accuracy"]
     low, high = np.array(binom.interval(0.95, 1000, accuracy["value"])) / 1000
     assert accuracy["ci95"] == pytest.approx([low, high], abs=0.003)
 
@@ -51,7 +51,7 @@ def test_accuracy_interval_equals_the_binomial_one_for_independent_images():
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     truth = 0.760250  # P(x > y) for two unit normals one apart: Phi(1 / sqrt 2)
     intervals_of_auroc = [
-        summarise(draw_scored(seed, num_rows=200), num_resamples=300)["auroc"]["ci95"] for seed in range(300)
+        summarize(draw_scored(seed, num_rows=200), num_resamples=300)["auroc"]["ci95"] for seed in range(300)
     ]
     coverage = np.mean([low <= truth <= high for low, high in intervals_of_auroc])
     assert 0.91 <= coverage <= 0.98
@@ -62,7 +62,7 @@ def test_images_of_one_patient_do_not_narrow_the_interval():
     four_times = once.subset(np.tile(np.arange(300), 4))
     as_if_independent = replace(four_times, patients=np.arange(1200))
     width_once, width_clustered, width_naive = (
-        np.ptp(summarise(scored)["auroc"]["ci95"]) for scored in (once, four_times, as_if_independent)
+        np.ptp(summarize(scored)["auroc"]["ci95"]) for scored in (once, four_times, as_if_independent)
     )
     assert width_clustered == pytest.approx(width_once, rel=1e-9)
     assert width_naive == pytest.approx(width_once / 2, rel=0.15)
@@ -70,27 +70,27 @@ def test_images_of_one_patient_do_not_narrow_the_interval():
 
 def test_the_same_seed_gives_the_same_bits_whatever_the_chunk(monkeypatch):
     scored = draw_scored(3, num_patients=90)
-    first = summarise(scored, seed=5)
-    assert summarise(scored, seed=5) == first
-    assert summarise(scored, seed=6) != first
+    first = summarize(scored, seed=5)
+    assert summarize(scored, seed=5) == first
+    assert summarize(scored, seed=6) != first
     monkeypatch.setattr(intervals, "CHUNK_ELEMENTS", 7 * len(scored.labels))
-    assert summarise(scored, seed=5) == first
+    assert summarize(scored, seed=5) == first
 
 
 def test_patient_codes_are_only_names():
     scored = draw_scored(4, num_patients=60)
     renamed = replace(scored, patients=scored.patients * 1000 + 17)
-    assert summarise(renamed) == summarise(scored)
+    assert summarize(renamed) == summarize(scored)
 
 
 def test_too_few_rows_of_a_label_give_a_value_without_interval():
     scored = draw_scored(5)
     nine_abnormal = np.r_[np.flatnonzero(scored.labels)[:9], np.flatnonzero(scored.labels == 0)]
-    for estimate in summarise(scored.subset(nine_abnormal)).values():
+    for estimate in summarize(scored.subset(nine_abnormal)).values():
         assert estimate["value"] is not None
-        assert (estimate["ci95"], estimate["why"]) == (None, "too few")
+        assert (estimate["ci95"], estimate["reason"]) == (None, "too few")
     ten_abnormal = np.r_[np.flatnonzero(scored.labels)[:10], np.flatnonzero(scored.labels == 0)]
-    assert summarise(scored.subset(ten_abnormal))["auroc"]["ci95"] is not None
+    assert summarize(scored.subset(ten_abnormal))["auroc"]["ci95"] is not None
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -100,9 +100,9 @@ def test_rows_of_too_few_patients_of_a_label_are_too_few(label, num_patients, is
     scored = draw_scored(5)
     of_label = scored.labels == label
     scored = replace(scored, patients=np.where(of_label, 1000 + np.cumsum(of_label) % num_patients, scored.patients))
-    estimates = [*summarise(scored).values(), compare(scored, blur(scored, 1, 0.3), metric="auroc")]
+    estimates = [*summarize(scored).values(), compare(scored, blur(scored, 1, 0.3), metric="auroc")]
     assert {estimate["ci95"] is not None for estimate in estimates} == {is_judged}
-    assert {estimate.get("why") for estimate in estimates} == {None if is_judged else "too few"}
+    assert {estimate.get("reason") for estimate in estimates} == {None if is_judged else "too few"}
 
 
 def test_a_bone_of_too_few_patients_is_named():
@@ -116,11 +116,11 @@ def test_a_bone_of_too_few_patients_is_named():
 
 def test_one_label_gives_no_auroc_and_says_why():
     normal = draw_scored(6).subset(draw_scored(6).labels == 0)
-    summary = summarise(normal)
-    assert summary["auroc"] == {"value": None, "ci95": None, "why": "one class only"}
+    summary = summarize(normal)
+    assert summary["auroc"] == {"value": None, "ci95": None, "reason": "one class only"}
     assert summary["accuracy"]["value"] is not None
-    assert compare(normal, normal, metric="auroc")["why"] == "one class only"
-    assert summarise(normal.subset(np.array([], int)))["accuracy"]["why"] == "no rows"
+    assert compare(normal, normal, metric="auroc")["reason"] == "one class only"
+    assert summarize(normal.subset(np.array([], int)))["accuracy"]["reason"] == "no rows"
 
 
 def test_a_system_equals_itself():
@@ -145,7 +145,7 @@ def test_a_real_difference_is_found_and_pairing_sharpens_it():
     comparison = compare(a, b, metric="auroc")
     assert comparison["p"] < 0.01
     assert comparison["ci95"][0] > 0
-    unpaired_width = np.hypot(*(np.ptp(summarise(system)["auroc"]["ci95"]) for system in (a, b)))
+    unpaired_width = np.hypot(*(np.ptp(summarize(system)["auroc"]["ci95"]) for system in (a, b)))
     assert np.ptp(comparison["ci95"]) < 0.8 * unpaired_width
 
 
@@ -170,7 +170,7 @@ def test_too_few_rows_give_a_difference_without_interval():
     a = draw_scored(14, num_rows=12)
     comparison = compare(a, blur(a, 1, 0.3), metric="accuracy")
     assert comparison["difference"] is not None
-    assert (comparison["ci95"], comparison["p"], comparison["why"]) == (None, None, "too few")
+    assert (comparison["ci95"], comparison["p"], comparison["reason"]) == (None, None, "too few")
 
 
 def test_the_headline_is_the_mean_of_the_differences_within_bones():
@@ -209,7 +209,7 @@ def test_bones_without_the_metric_are_left_out_by_name_and_small_ones_are_named(
     assert headline["ci95"] is not None
     only_hip = bones == "hip"
     nothing = compare_mean_of_groups(a.subset(only_hip), b.subset(only_hip), bones[only_hip], metric="auroc")
-    assert (nothing["difference"], nothing["why"]) == (None, "one class only")
+    assert (nothing["difference"], nothing["reason"]) == (None, "one class only")
 
 
 def test_the_headline_has_no_interval_where_most_resamples_lack_a_bone():
@@ -219,7 +219,7 @@ def test_the_headline_has_no_interval_where_most_resamples_lack_a_bone():
     a = replace(a, patients=np.where(a.labels == 1, bones, np.arange(600) + 10))
     headline = compare_mean_of_groups(a, blur(a, 22, 0.3), bones, metric="auroc")
     assert headline["difference"] is not None
-    assert (headline["ci95"], headline["why"]) == (None, "too few")
+    assert (headline["ci95"], headline["reason"]) == (None, "too few")
 
 
 def test_standard_error_of_gain_equals_the_textbook_one():

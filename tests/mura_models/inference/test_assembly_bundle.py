@@ -19,8 +19,8 @@ NETWORK = "test_efficientnet"  # timm's own for tests: 0.4 MB
 FILES = ["backbone_0.safetensors", "bundle.json", "heads.safetensors"]
 
 
-def make_films():
-    """Give test rows, their embeddings and their studies."""
+def make_images():
+    """Return test rows, their embeddings and their studies."""
     test = make_manifest()
     test = test[test["split"] == "test"].reset_index(drop=True)
     return test, make_features(test)[:, 0], test["patient"].factorize()[0]
@@ -36,7 +36,7 @@ def backbone():
 def bundle(backbone):
     """A bundle in memory."""
     return Bundle(
-        assembly=make_assembly().keep_served(),
+        assembly=make_assembly().keep_selected(),
         backbones={FROZEN: backbone},
         preprocessing=Preprocessing(image_size_px=64, resize="pad"),
         choice=RuntimeChoice(runtime="torch", precision="float32", device="cpu"),
@@ -52,12 +52,12 @@ def folder(bundle, tmp_path):
 
 
 def rate(model, features_ND):
-    """Let a model rate all films."""
+    """Let a model rate all images."""
     return model.rate(serve_features(features_ND), np.arange(len(features_ND)))
 
 
 def test_a_model_rates_by_the_calibrated_mean_logit_of_its_heads():
-    _, features_ND, _ = make_films()
+    _, features_ND, _ = make_images()
     model = make_assembly().models["specialist:hand/mlp_probe"]
     heads = model.networks[0].heads
     logits_KN = [heads.forward_one(k, torch.from_numpy(features_ND).float())[:, 0].detach() for k in range(3)]
@@ -66,7 +66,7 @@ def test_a_model_rates_by_the_calibrated_mean_logit_of_its_heads():
 
 
 def test_images_of_a_study_are_routed_together_and_others_are_not():
-    _, features_ND, studies = make_films()
+    _, features_ND, studies = make_images()
     assembly = make_assembly()
     together, alone = (
         assembly.route(serve_features(features_ND), codes) for codes in (studies, np.arange(len(features_ND)))
@@ -76,8 +76,8 @@ def test_images_of_a_study_are_routed_together_and_others_are_not():
     assert np.array_equal(together.image_bones, alone.image_bones)
 
 
-def test_the_order_of_films_changes_no_answer():
-    _, features_ND, studies = make_films()
+def test_the_order_of_images_changes_no_answer():
+    _, features_ND, studies = make_images()
     order = np.random.default_rng(0).permutation(len(studies))
     straight, shuffled = (
         make_assembly().predict(serve_features(features_ND[rows]), studies[rows]) for rows in (slice(None), order)
@@ -86,7 +86,7 @@ def test_the_order_of_films_changes_no_answer():
     assert shuffled["p_abnormal"].to_numpy() == pytest.approx(straight["p_abnormal"].to_numpy()[order], abs=1e-6)
 
 
-def test_no_films_get_no_answers():
+def test_no_images_get_no_answers():
     nothing = serve_features(np.zeros((0, NUM_FEATURES), np.float16))
     answers = make_assembly().predict(nothing, np.zeros(0, np.int64))
     assert list(answers) == ["bone_predicted", "p_bone", "p_abnormal", "prediction"]
@@ -94,9 +94,11 @@ def test_no_films_get_no_answers():
 
 
 def test_with_one_bone_there_is_nothing_to_route():
-    _, features_ND, studies = make_films()
+    _, features_ND, studies = make_images()
     several = make_assembly()
-    one = Assembly(classes=("hand",), router=None, models=several.models, serving={"hand": "specialist:hand/mlp_probe"})
+    one = Assembly(
+        classes=("hand",), router=None, models=several.models, selected={"hand": "specialist:hand/mlp_probe"}
+    )
     answers = one.predict(serve_features(features_ND), studies)
     assert set(answers["bone_predicted"]) == {"hand"}
     assert set(answers["p_bone"]) == {1.0}
@@ -106,16 +108,16 @@ def test_with_one_bone_there_is_nothing_to_route():
 
 
 def test_without_a_router_no_bone_is_named():
-    """Else every film would be called the first bone, for certain."""
-    _, features_ND, studies = make_films()
-    assembly = replace(make_assembly(specialists=(), served=()), router=None)
+    """Else every image would be called the first bone, for certain."""
+    _, features_ND, studies = make_images()
+    assembly = replace(make_assembly(specialists=(), selected=()), router=None)
     answers = assembly.predict(serve_features(features_ND), studies)
     assert answers[["bone_predicted", "p_bone"]].isna().all(axis=None)
     assert answers["p_abnormal"].to_numpy() == pytest.approx(rate(assembly.models["baseline/mlp_probe"], features_ND))
 
 
 def test_a_bundle_answers_as_what_was_put_in(bundle, folder):
-    _, features_ND, studies = make_films()
+    _, features_ND, studies = make_images()
     read = read_bundle(folder)
     before, after = (b.assembly.predict(serve_features(features_ND), studies) for b in (bundle, read))
     assert after.equals(before)
@@ -129,7 +131,7 @@ def test_all_that_decides_an_answer_comes_back(bundle, folder):
     assert read.choice == bundle.choice
     assert read.notes == bundle.notes
     assert read.assembly.classes == bundle.assembly.classes
-    assert read.assembly.serving == bundle.assembly.serving
+    assert read.assembly.selected == bundle.assembly.selected
     there, here = read.backbones[FROZEN], bundle.backbones[FROZEN]
     assert (there.name, there.weights_source) == (NETWORK, here.weights_source)
 
@@ -143,15 +145,15 @@ def test_only_what_serves_is_shipped(bundle):
 
 def test_a_bundle_of_one_bone_has_no_router(bundle, tmp_path):
     model = bundle.assembly.models["specialist:hand/mlp_probe"]
-    one = Assembly(classes=("hand",), router=None, models={model.name: model}, serving={"hand": model.name})
+    one = Assembly(classes=("hand",), router=None, models={model.name: model}, selected={"hand": model.name})
     write_bundle(replace(bundle, assembly=one), tmp_path)
     assert read_bundle(tmp_path).assembly.router is None
 
 
 @pytest.mark.parametrize("bone", ["a#weights.0", "手/été", 'quo"te', "router"])
 def test_any_bone_can_be_in_a_bundle(bundle, tmp_path, bone):
-    _, features_ND, studies = make_films()
-    assembly = make_assembly(("hand", bone), specialists=("hand", bone), served=("hand", bone)).keep_served()
+    _, features_ND, studies = make_images()
+    assembly = make_assembly(("hand", bone), specialists=("hand", bone), selected=("hand", bone)).keep_selected()
     write_bundle(replace(bundle, assembly=assembly), tmp_path)
     read = read_bundle(tmp_path).assembly
     features = serve_features(features_ND)
@@ -167,7 +169,7 @@ def test_a_bundle_holds_json_and_safetensors_alone(folder):
 
 
 def test_a_bundle_names_no_patient_and_no_path_of_the_machine_that_made_it(bundle, tmp_path):
-    test, _, _ = make_films()
+    test, _, _ = make_images()
     weights = tmp_path / "machine" / "weights.safetensors"
     weights.parent.mkdir()
     write_bundle(bundle, weights.parent)

@@ -1,4 +1,4 @@
-"""What `mura predict` does with films and with a bundle's networks."""
+"""What `mura predict` does with images and with a bundle's networks."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mura_models.data.preprocessing import OUTCOMES, Preprocessing
+from mura_models.data.preprocessing import VIEWS, Preprocessing
 from mura_models.errors import StorageError
 from mura_models.evaluation.calibration import Calibration
 from mura_models.inference import predict as predicting
@@ -19,7 +19,7 @@ from mura_models.inference.assembly import FROZEN, AbnormalityModel, Assembly, N
 from mura_models.inference.bundle import Bundle
 from mura_models.inference.predict import Embedding, decode_files
 from mura_models.networks.backbones import BackboneSpec, load_backbone
-from mura_models.networks.embeddings import embed_outcomes
+from mura_models.networks.embeddings import embed_views
 from mura_models.networks.heads import Heads, HeadSettings
 from mura_models.networks.runtimes import Embedder, RuntimeChoice, prepare_model
 
@@ -31,7 +31,7 @@ OWN = ("specialist:hand/finetune#0", "specialist:hand/finetune#1")
 
 @pytest.fixture
 def manifest(tmp_path):
-    """List eight films, all but two of them gone since."""
+    """List eight images, all but two of them gone since."""
     names = [f"{name}.png" for name in "abcdefgh"]
     for name in names[-2:]:
         Image.fromarray(np.full((80, 80), 200, np.uint8)).save(tmp_path / name)
@@ -39,27 +39,27 @@ def manifest(tmp_path):
 
 
 @takes_room
-def test_films_are_written_where_their_room_on_the_disk_is_taken(tmp_path, manifest):
+def test_images_are_written_where_their_room_on_the_disk_is_taken(tmp_path, manifest):
     """Where the disk fills, a write to a map of a file with holes kills the process."""
-    films_NHW, failures = decode_files(BUNDLE, manifest, tmp_path / "films")
-    assert (tmp_path / "films").stat().st_blocks * 512 >= len(manifest) * 64 * 64
-    assert films_NHW.shape == (2, 64, 64)
-    assert (films_NHW == 200).all()
+    images_NHW, failures = decode_files(BUNDLE, manifest, tmp_path / "images")
+    assert (tmp_path / "images").stat().st_blocks * 512 >= len(manifest) * 64 * 64
+    assert images_NHW.shape == (2, 64, 64)
+    assert (images_NHW == 200).all()
     assert failures == dict.fromkeys(manifest["path"][:-2], "file cannot be read: No such file or directory")
 
 
 @takes_room
-def test_a_disk_without_room_for_the_films_is_one_line(tmp_path, manifest, monkeypatch):
+def test_a_disk_without_room_for_the_images_is_one_line(tmp_path, manifest, monkeypatch):
     def refuse_room(handle, start, num_bytes):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.posix_fallocate", refuse_room)
-    with pytest.raises(StorageError, match=r"films: cannot be written \(No space left on device\)"):
-        decode_files(BUNDLE, manifest, tmp_path / "films")
+    with pytest.raises(StorageError, match=r"images: cannot be written \(No space left on device\)"):
+        decode_files(BUNDLE, manifest, tmp_path / "images")
 
 
 def make_bundle(*, with_router=True):
-    """Give a bundle of ensembles: router and baseline on the frozen backbone, one specialist on two of its own."""
+    """Return a bundle of ensembles: router and baseline on the frozen backbone, one specialist on two of its own."""
     specs = {key: BackboneSpec(name=NETWORK, weights="none", seed=seed) for seed, key in enumerate((FROZEN, *OWN))}
     backbones = {key: load_backbone(spec) for key, spec in specs.items()}
 
@@ -88,7 +88,7 @@ def make_bundle(*, with_router=True):
             classes=("elbow", "hand", "hip"),
             router=router if with_router else None,
             models={model.name: model for model in models},
-            serving=dict(zip(("elbow", "hand", "hip"), names, strict=True)),
+            selected=dict(zip(("elbow", "hand", "hip"), names, strict=True)),
         ),
         backbones=backbones,
         preprocessing=Preprocessing(image_size_px=64),
@@ -97,42 +97,42 @@ def make_bundle(*, with_router=True):
     )
 
 
-def embed_anew(bundle, films_NHW):
-    """Give what embeds the films again whenever it is asked."""
+def embed_anew(bundle, images_NHW):
+    """Return what embeds the images again whenever it is asked."""
 
     def find_features(key, rows):
         embedder = Embedder(*prepare_model(bundle.backbones[key], bundle.choice, 64))
-        return embed_outcomes(films_NHW[rows], embedder, outcomes=OUTCOMES[:1])[:, 0]
+        return embed_views(images_NHW[rows], embedder, views=VIEWS[:1])[:, 0]
 
     return find_features
 
 
-def spread(bundle, films_NHW):
-    """Standardise the heads by what these films give, so that answers differ from film to film."""
-    rows = np.arange(len(films_NHW))
+def spread(bundle, images_NHW):
+    """Standardise the heads by what these images give, so that answers differ from image to image."""
+    rows = np.arange(len(images_NHW))
     for network in bundle.assembly.networks:
-        features_ND = torch.from_numpy(embed_anew(bundle, films_NHW)(network.backbone, rows).astype(np.float32))
+        features_ND = torch.from_numpy(embed_anew(bundle, images_NHW)(network.backbone, rows).astype(np.float32))
         mean_KD, std_KD = (part.expand(2, -1) for part in (features_ND.mean(0), features_ND.std(0)))
-        network.heads.standardise_by(mean_KD, std_KD)
+        network.heads.standardize_by(mean_KD, std_KD)
 
 
 @pytest.mark.parametrize("with_router", [True, False], ids=["routed", "unrouted"])
-def test_a_backbone_embeds_a_film_once_and_the_answers_are_the_same_bits(
+def test_a_backbone_embeds_a_image_once_and_the_answers_are_the_same_bits(
     tmp_path, monkeypatch, with_router, one_thread
 ):
     bundle = make_bundle(with_router=with_router)
-    films_NHW = np.random.default_rng(0).integers(0, 256, (70, 8, 8), np.uint8).repeat(8, 1).repeat(8, 2)
-    spread(bundle, films_NHW)
+    images_NHW = np.random.default_rng(0).integers(0, 256, (70, 8, 8), np.uint8).repeat(8, 1).repeat(8, 2)
+    spread(bundle, images_NHW)
     studies = np.arange(70) // 2
-    expected = bundle.assembly.predict(embed_anew(bundle, films_NHW), studies)
+    expected = bundle.assembly.predict(embed_anew(bundle, images_NHW), studies)
     num_seen = Counter()
 
-    def count_films(films_BHW, embedder, **options):
-        num_seen[features._opened[0]] += len(films_BHW)
-        return embed_outcomes(films_BHW, embedder, **options)
+    def count_images(images_BHW, embedder, **options):
+        num_seen[features._opened[0]] += len(images_BHW)
+        return embed_views(images_BHW, embedder, **options)
 
-    monkeypatch.setattr(predicting, "embed_outcomes", count_films)
-    features = Embedding(bundle, films_NHW, tmp_path)
+    monkeypatch.setattr(predicting, "embed_views", count_images)
+    features = Embedding(bundle, images_NHW, tmp_path)
     answers = bundle.assembly.predict(features, studies)
     pd.testing.assert_frame_equal(answers, expected, check_exact=True)
     num_hands = int((answers["bone_predicted"] == "hand").sum())

@@ -9,11 +9,11 @@ import torch
 import torchvision.transforms.v2.functional as transforms
 from PIL import Image
 
-from mura_models.data.preprocessing import OUTCOMES, Preprocessing
+from mura_models.data.preprocessing import VIEWS, Preprocessing
 from mura_models.errors import ConfigError
 from mura_models.networks import runtimes
 from mura_models.networks.backbones import Backbone, BackboneSpec, load_backbone
-from mura_models.networks.embeddings import embed_outcomes, embedding_key
+from mura_models.networks.embeddings import embed_views, embedding_key
 from mura_models.networks.runtimes import Embedder, RuntimeChoice, choose_runtime, export_onnx, prepare_model
 
 TORCH_FLOAT32 = RuntimeChoice(runtime="torch", precision="float32", device="cpu")
@@ -23,7 +23,7 @@ SIZE_PX = 96
 
 
 class CountingEmbedder:
-    """Stand in for an Embedder: a film's feature is its mean times a factor; keeps count of the films it saw."""
+    """Stand in for an Embedder: an image's feature is its mean times a factor; keeps count of the images it saw."""
 
     num_features = 1
     batch_size = 4
@@ -39,11 +39,11 @@ class CountingEmbedder:
 
 
 @pytest.fixture(scope="module")
-def films() -> np.ndarray:
-    """Draw seven films; the third and the last span 0 to 255, so that autocontrast leaves them as they are."""
+def images() -> np.ndarray:
+    """Draw seven images; the third and the last span 0 to 255, so that autocontrast leaves them as they are."""
     rng = np.random.default_rng(0)
-    films = [Image.fromarray(rng.integers(30, 200, (6, 6), dtype=np.uint8)) for _ in range(7)]
-    stack = np.stack([np.asarray(film.resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC)) for film in films])
+    images = [Image.fromarray(rng.integers(30, 200, (6, 6), dtype=np.uint8)) for _ in range(7)]
+    stack = np.stack([np.asarray(image.resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC)) for image in images])
     stack[[2, 6], 0, :2] = 0, 255
     return stack
 
@@ -62,57 +62,57 @@ def relative_difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-@pytest.mark.parametrize(("index", "outcome"), list(enumerate(OUTCOMES)))
-def test_each_outcome_is_the_embedding_of_the_augmented_film(
-    films: np.ndarray, onnx_embedder: Embedder, index: int, outcome: tuple[bool, bool]
+@pytest.mark.parametrize(("index", "view"), list(enumerate(VIEWS)))
+def test_each_view_is_the_embedding_of_the_augmented_image(
+    images: np.ndarray, onnx_embedder: Embedder, index: int, view: tuple[bool, bool]
 ) -> None:
-    augmented = torch.from_numpy(films)[:, None]
-    if outcome[0]:
-        augmented = torch.stack([transforms.horizontal_flip(film) for film in augmented])
-    if outcome[1]:
-        augmented = torch.stack([transforms.autocontrast(film) for film in augmented])
+    augmented = torch.from_numpy(images)[:, None]
+    if view[0]:
+        augmented = torch.stack([transforms.horizontal_flip(image) for image in augmented])
+    if view[1]:
+        augmented = torch.stack([transforms.autocontrast(image) for image in augmented])
     expected_BD = onnx_embedder(augmented[:, 0]).astype(np.float16)
 
-    embeddings_BOD = embed_outcomes(films, onnx_embedder)
+    embeddings_BVD = embed_views(images, onnx_embedder)
 
-    assert embeddings_BOD.shape == (7, 4, 1280)
-    assert np.array_equal(embeddings_BOD[:, index], expected_BD)
+    assert embeddings_BVD.shape == (7, 4, 1280)
+    assert np.array_equal(embeddings_BVD[:, index], expected_BD)
 
 
-def test_an_embedding_does_not_depend_on_its_batch(films: np.ndarray, onnx_embedder: Embedder) -> None:
-    together = embed_outcomes(films, onnx_embedder, batch_size=7)
+def test_an_embedding_does_not_depend_on_its_batch(images: np.ndarray, onnx_embedder: Embedder) -> None:
+    together = embed_views(images, onnx_embedder, batch_size=7)
 
-    assert np.array_equal(embed_outcomes(films, onnx_embedder, batch_size=3), together)
-    alone = np.concatenate([embed_outcomes(film[None], onnx_embedder) for film in films])
+    assert np.array_equal(embed_views(images, onnx_embedder, batch_size=3), together)
+    alone = np.concatenate([embed_views(image[None], onnx_embedder) for image in images])
     assert np.array_equal(alone, together)
 
 
-def test_a_film_that_autocontrast_leaves_alone_is_embedded_once(films: np.ndarray) -> None:
+def test_a_image_that_autocontrast_leaves_alone_is_embedded_once(images: np.ndarray) -> None:
     embedder = CountingEmbedder()
 
-    embed_outcomes(films, embedder)
+    embed_views(images, embedder)
 
     assert embedder.num_seen == 7 * 4 - 2 * 2
 
 
-def test_one_outcome_alone_can_be_asked_for(films: np.ndarray) -> None:
-    every_BOD = embed_outcomes(films, CountingEmbedder())
+def test_one_view_alone_can_be_asked_for(images: np.ndarray) -> None:
+    every_BVD = embed_views(images, CountingEmbedder())
 
-    for index, outcome in enumerate(OUTCOMES):
-        only_BOD = embed_outcomes(films, CountingEmbedder(), outcomes=[outcome])
-        assert np.array_equal(only_BOD[:, 0], every_BOD[:, index])
+    for index, view in enumerate(VIEWS):
+        only_BVD = embed_views(images, CountingEmbedder(), views=[view])
+        assert np.array_equal(only_BVD[:, 0], every_BVD[:, index])
 
 
-def test_values_beyond_float16_are_clipped_and_no_films_give_no_rows(films: np.ndarray) -> None:
-    assert (embed_outcomes(films, CountingEmbedder(1e6)) == 65504).all()
-    assert (embed_outcomes(films, CountingEmbedder(-1e6)) == -65504).all()
-    assert embed_outcomes(films[:0], CountingEmbedder()).shape == (0, 4, 1)
+def test_values_beyond_float16_are_clipped_and_no_images_give_no_rows(images: np.ndarray) -> None:
+    assert (embed_views(images, CountingEmbedder(1e6)) == 65504).all()
+    assert (embed_views(images, CountingEmbedder(-1e6)) == -65504).all()
+    assert embed_views(images[:0], CountingEmbedder()).shape == (0, 4, 1)
 
 
 def test_onnx_runtime_gives_torchs_float32_features(
-    films: np.ndarray, lite0: Backbone, onnx_embedder: Embedder
+    images: np.ndarray, lite0: Backbone, onnx_embedder: Embedder
 ) -> None:
-    images_BHW = torch.from_numpy(films)
+    images_BHW = torch.from_numpy(images)
 
     difference_BD = onnx_embedder(images_BHW) - Embedder(lite0, TORCH_FLOAT32)(images_BHW)
 
@@ -131,9 +131,9 @@ def test_the_export_is_exact_at_sizes_whose_padding_is_uneven(lite0: Backbone, i
 @pytest.mark.parametrize(
     ("name", "weights", "bound"), [("efficientnet_lite0", "imagenet", 0.1), ("resnet18", "none", 0.01)]
 )
-def test_bfloat16_stays_near_float32(films: np.ndarray, name: str, weights: str, bound: float) -> None:
+def test_bfloat16_stays_near_float32(images: np.ndarray, name: str, weights: str, bound: float) -> None:
     backbone = load_backbone(BackboneSpec(name=name, weights=weights))
-    images_BHW = torch.from_numpy(films)
+    images_BHW = torch.from_numpy(images)
 
     rough_BD, exact_BD = (Embedder(backbone, choice)(images_BHW) for choice in (TORCH_BFLOAT16, TORCH_FLOAT32))
 
@@ -153,7 +153,7 @@ def test_the_runtime_suits_backbone_and_device(monkeypatch: pytest.MonkeyPatch) 
     assert choose_runtime("efficientnet_lite0", "cuda").key() == "torch-float32-cuda"
 
 
-def test_a_network_without_onnx_export_runs_in_torch(films: np.ndarray) -> None:
+def test_a_network_without_onnx_export_runs_in_torch(images: np.ndarray) -> None:
     class Spectrum(torch.nn.Module):
         def forward(self, images_B3HW: torch.Tensor) -> torch.Tensor:
             return torch.linalg.svdvals(images_B3HW.mean(dim=1))
@@ -163,7 +163,7 @@ def test_a_network_without_onnx_export_runs_in_torch(films: np.ndarray) -> None:
     model, choice = prepare_model(backbone, ONNX_FLOAT32, SIZE_PX)
 
     assert choice == TORCH_FLOAT32
-    assert embed_outcomes(films, Embedder(model, choice)).shape == (7, 4, SIZE_PX)
+    assert embed_views(images, Embedder(model, choice)).shape == (7, 4, SIZE_PX)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_whatever_changes_an_embedding_changes_its_key(lite0: Backbone) -> None:
 
 
 def test_embedding_tells_nobody_and_leaves_no_file_behind(tmp_path):
-    """ONNX Runtime reports to its maker unless told otherwise; there are patients' films here."""
+    """ONNX Runtime reports to its maker unless told otherwise; there are patients' images here."""
     code = (
         "import torch\n"
         "from mura_models.networks.backbones import BackboneSpec, load_backbone\n"

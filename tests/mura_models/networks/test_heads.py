@@ -18,7 +18,7 @@ each_shape = pytest.mark.parametrize(("recipe", "activation", "num_outputs"), SH
 
 
 def make_both(recipe, activation, num_outputs):
-    """Give heads and the same as a list of torch's own models, before standardisation."""
+    """Return heads and the same as a list of torch's own models, before standardisation."""
     settings = HeadSettings(
         recipe=recipe,
         num_heads=NUM_FOLDS,
@@ -85,10 +85,10 @@ def test_the_shipped_logit_is_the_mean_of_the_heads(recipe, activation, num_outp
     assert not shipped.requires_grad
 
 
-def test_each_head_standardises_by_its_own_rows():
+def test_each_head_standardizes_by_its_own_rows():
     heads, models = make_both("mlp_probe", "relu", 1)
     rows_KBD = 5 + 3 * draw_batch(1, num_rows=50)[0]
-    heads.standardise_by(rows_KBD.mean(1), rows_KBD.std(1, unbiased=False))
+    heads.standardize_by(rows_KBD.mean(1), rows_KBD.std(1, unbiased=False))
     standard_KBD = (rows_KBD - rows_KBD.mean(1, keepdim=True)) / rows_KBD.std(1, unbiased=False, keepdim=True)
     expected = torch.stack([model(part) for model, part in zip(models, standard_KBD, strict=True)])
     torch.testing.assert_close(heads(rows_KBD), expected)
@@ -96,7 +96,7 @@ def test_each_head_standardises_by_its_own_rows():
 
 def test_a_feature_that_never_varies_leaves_the_logits_finite():
     heads = make_heads()
-    heads.standardise_by(torch.ones(NUM_FOLDS, NUM_FEATURES), torch.zeros(NUM_FOLDS, NUM_FEATURES))
+    heads.standardize_by(torch.ones(NUM_FOLDS, NUM_FEATURES), torch.zeros(NUM_FOLDS, NUM_FEATURES))
     assert heads(torch.ones(NUM_FOLDS, 2, NUM_FEATURES)).isfinite().all()
 
 

@@ -1,6 +1,6 @@
 """What runs the backbone must not decide the answer: bounds on every runtime and precision against torch float32.
 
-docs/DECISIONS.md has the figures on real films; here are drawn ones, so that the bounds hold everywhere.
+docs/DECISIONS.md has the figures on real images; here are drawn ones, so that the bounds hold everywhere.
 """
 
 import numpy as np
@@ -12,36 +12,36 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mura_models.networks.backbones import BackboneSpec, load_backbone
-from mura_models.networks.embeddings import embed_outcomes
+from mura_models.networks.embeddings import embed_views
 from mura_models.networks.runtimes import Embedder, RuntimeChoice, prepare_model
 
 SIZE_PX = 96
-NUM_FILMS = 160
+NUM_IMAGES = 160
 
 
-def draw_films(rng):
+def draw_images(rng):
     """Draw shafts on a dark ground; every other one has a faint gap across it."""
-    films = gaussian_filter(rng.normal(size=(NUM_FILMS, SIZE_PX, SIZE_PX)), (0, 2, 2)) * 60 + 60
-    labels = np.arange(NUM_FILMS) % 2
-    for film, label in zip(films, labels, strict=True):
+    images = gaussian_filter(rng.normal(size=(NUM_IMAGES, SIZE_PX, SIZE_PX)), (0, 2, 2)) * 60 + 60
+    labels = np.arange(NUM_IMAGES) % 2
+    for image, label in zip(images, labels, strict=True):
         left, row = rng.integers(25, 55), rng.integers(30, 60)
-        film[:, left : left + 18] += 90
+        image[:, left : left + 18] += 90
         if label:
-            film[row : row + 3, left : left + 18] -= 55
-    return np.clip(films, 0, 255).astype(np.uint8), labels
+            image[row : row + 3, left : left + 18] -= 55
+    return np.clip(images, 0, 255).astype(np.uint8), labels
 
 
 @pytest.fixture(scope="module")
 def embeddings():
-    """Embed the same films by each runtime and precision, rounded as the cache rounds them."""
-    films, labels = draw_films(np.random.default_rng(0))
+    """Embed the same images by each runtime and precision, rounded as the cache rounds them."""
+    images, labels = draw_images(np.random.default_rng(0))
     backbone = load_backbone(BackboneSpec())
     by_choice = {}
     for runtime, precision in (("torch", "float32"), ("onnxruntime", "float32"), ("torch", "bfloat16")):
         choice = RuntimeChoice(runtime=runtime, precision=precision, device="cpu")
         model, choice = prepare_model(backbone, choice, SIZE_PX)
         embedder = Embedder(model, choice, num_threads=1)
-        by_choice[runtime, precision] = embed_outcomes(films, embedder, outcomes=((False, False),))[:, 0]
+        by_choice[runtime, precision] = embed_views(images, embedder, views=((False, False),))[:, 0]
     return by_choice, labels
 
 
@@ -55,7 +55,7 @@ def embeddings():
 )
 def test_runtime_moves_no_answer_beyond_its_bound(embeddings, choice, largest_shift, largest_auroc_difference):
     by_choice, labels = embeddings
-    half = NUM_FILMS // 2
+    half = NUM_IMAGES // 2
     reference = by_choice["torch", "float32"].astype(np.float32)
     other = by_choice[choice].astype(np.float32)
     head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01)).fit(reference[:half], labels[:half])

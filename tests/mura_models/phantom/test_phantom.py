@@ -99,21 +99,21 @@ def test_view_count_hardly_tells_the_label() -> None:
     assert abs(roc_auc_score(labels, views) - 0.5) < 0.1
 
 
-def test_films_vary_as_in_mura_whatever_the_label(root: Path) -> None:
+def test_images_vary_as_in_mura_whatever_the_label(root: Path) -> None:
     rows = []
     for path in sorted(root.glob("MURA-v1.1/*/*/*/*/*.png"))[::2]:
         with Image.open(path) as image:
             brightness = np.asarray(image.convert("L").reduce(8)).mean()
             rows.append(("positive" in path.parent.name, image.mode, *image.size, brightness))
-    films = pd.DataFrame(rows, columns=["label", "mode", "width", "height", "brightness"])
-    sizes = films[["width", "height"]]
+    images = pd.DataFrame(rows, columns=["label", "mode", "width", "height", "brightness"])
+    sizes = images[["width", "height"]]
     assert sizes.min(axis=None) >= 89
     assert sizes.max(axis=None) == 512
-    assert (films["width"] > films["height"]).any()
-    assert (films["width"] < films["height"]).any()
-    assert set(films["mode"]) == {"L", "RGB"}
-    for shortcut in (films["mode"] == "RGB", films["width"], films["height"], films["brightness"]):
-        assert abs(roc_auc_score(films["label"], shortcut) - 0.5) < 0.1
+    assert (images["width"] > images["height"]).any()
+    assert (images["width"] < images["height"]).any()
+    assert set(images["mode"]) == {"L", "RGB"}
+    for shortcut in (images["mode"] == "RGB", images["width"], images["height"], images["brightness"]):
+        assert abs(roc_auc_score(images["label"], shortcut) - 0.5) < 0.1
 
 
 def test_masks_lie_beside_the_tree_for_abnormal_studies_only(root: Path, studies: pd.DataFrame) -> None:
@@ -126,9 +126,9 @@ def test_masks_lie_beside_the_tree_for_abnormal_studies_only(root: Path, studies
     for path in masks[:20]:
         with (
             Image.open(path) as mask,
-            Image.open(root / "MURA-v1.1" / path.relative_to(root / "masks")) as film,
+            Image.open(root / "MURA-v1.1" / path.relative_to(root / "masks")) as image,
         ):
-            assert mask.size == film.size
+            assert mask.size == image.size
             assert set(np.unique(mask)) == {0, 255}
 
 
@@ -138,11 +138,11 @@ def test_the_label_changes_nothing_outside_the_finding(tmp_path: Path) -> None:
     normal = replace(study, label=0)
     write_study(tmp_path, 0, normal)
     mask = np.asarray(Image.open(tmp_path / "masks" / study.folder / "image1.png")) > 0
-    films = [
+    images = [
         np.asarray(Image.open(tmp_path / "MURA-v1.1" / s.folder / "image1.png").convert("L"), dtype=float)
         for s in (study, normal)
     ]
-    difference = np.abs(films[0] - films[1])
+    difference = np.abs(images[0] - images[1])
     assert difference[mask].mean() > 4 * difference[~mask].mean()
 
 
@@ -194,7 +194,7 @@ def few_studies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_studies")
 def test_of_two_runs_at_once_one_writes_the_phantom_and_the_other_waits(tmp_path: Path) -> None:
-    """The second is started before the first is done; it neither draws a film nor replaces what the first has read."""
+    """The second is started before the first is done; it neither draws an image nor replaces what the first has read."""
     drawn: list[int] = []
 
     def write_second() -> Path:

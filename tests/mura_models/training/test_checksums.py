@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from mura_models.training.checksums import is_sealed, leave_room, seal
+from mura_models.training.checksums import add_checksum, has_valid_checksum, leave_room
 
 TENSORS = {"w": torch.arange(6, dtype=torch.float32), "sha256": torch.ones(2)}
 TRICKY = {"progress": '{"sha256":"' + "0" * 64 + '"}', "head": 'é\n"sha256":"x'}
@@ -13,12 +13,12 @@ TRICKY = {"progress": '{"sha256":"' + "0" * 64 + '"}', "head": 'é\n"sha256":"x'
 
 @pytest.fixture
 def sealed():
-    return seal(save(TENSORS, leave_room(TRICKY)))
+    return add_checksum(save(TENSORS, leave_room(TRICKY)))
 
 
 def test_what_is_sealed_is_known_and_read_as_before(sealed):
-    assert is_sealed(sealed)
-    assert seal(sealed) == sealed
+    assert has_valid_checksum(sealed)
+    assert add_checksum(sealed) == sealed
     assert all(np.array_equal(tensor, TENSORS[name]) for name, tensor in load(sealed).items())
 
 
@@ -27,19 +27,19 @@ def test_every_changed_byte_shows(sealed):
         for bit in (0, 3, 7):
             damaged = bytearray(sealed)
             damaged[place] ^= 1 << bit
-            assert not is_sealed(bytes(damaged)), place
+            assert not has_valid_checksum(bytes(damaged)), place
 
 
 def test_every_length_but_its_own_shows(sealed):
-    assert not any(is_sealed(sealed[:length]) for length in range(len(sealed)))
-    assert not is_sealed(sealed + b"\0")
+    assert not any(has_valid_checksum(sealed[:length]) for length in range(len(sealed)))
+    assert not has_valid_checksum(sealed + b"\0")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 8, b"\xff" * 100, save(TENSORS), save(TENSORS, leave_room({}))])
 def test_what_was_never_sealed_is_not(content):
-    assert not is_sealed(content)
+    assert not has_valid_checksum(content)
 
 
 def test_there_must_be_room_for_a_seal():
     with pytest.raises(ValueError, match="no room"):
-        seal(save(TENSORS))
+        add_checksum(save(TENSORS))

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from mura_models.data.preprocessing import normalise
+from mura_models.data.preprocessing import normalize
 from mura_models.training import finetune as finetuning
 from mura_models.training.checkpoints import Checkpoint
 from mura_models.training.finetune import HEAD_START_C, FinetuneTraining, make_optimizer
@@ -23,7 +23,7 @@ PLAIN = {"ema_decay": 0.0, "rotation_degrees": 0.0, "zoom": 0.0, "contrast": 0.0
 
 
 class SmallBackbone(nn.Module):
-    """Films [B, 3, H, W] -> embeddings [B, 6], by what real ones are made of."""
+    """Images [B, 3, H, W] -> embeddings [B, 6], by what real ones are made of."""
 
     def __init__(self):
         super().__init__()
@@ -31,32 +31,32 @@ class SmallBackbone(nn.Module):
         self.conv = nn.Conv2d(3, 6, 3, stride=2)
         self.norm = nn.BatchNorm2d(6)
 
-    def forward(self, films_B3HW):
-        return self.norm(self.conv(films_B3HW)).relu().mean((2, 3))
+    def forward(self, images_B3HW):
+        return self.norm(self.conv(images_B3HW)).relu().mean((2, 3))
 
 
 def make_backbone():
     return SmallBackbone().eval().requires_grad_(False)
 
 
-def make_film_data(target="baseline", *, films_seed=0):
-    """Give rows with films whose brightness tells the labels apart a little, and fold 0 held out."""
+def make_image_data(target="baseline", *, images_seed=0):
+    """Return rows with images whose brightness tells the labels apart a little, and fold 0 held out."""
     data = make_probe_data(target)
-    num_films = len(data.features_NOD)
-    films = np.random.default_rng(films_seed).integers(0, 200, (num_films, SIZE_PX, SIZE_PX))
-    films[data.rows] += 40 * (data.labels[:, None, None] > 0)
-    films_NHW = films.astype(np.uint8)
+    num_images = len(data.features_NVD)
+    images = np.random.default_rng(images_seed).integers(0, 200, (num_images, SIZE_PX, SIZE_PX))
+    images[data.rows] += 40 * (data.labels[:, None, None] > 0)
+    images_NHW = images.astype(np.uint8)
     with torch.no_grad():
-        features_ND = make_backbone()(normalise(torch.from_numpy(films_NHW))).numpy()
-    features_NOD = np.repeat(features_ND[:, None], 4, axis=1).astype(np.float16)
-    return replace(data, features_NOD=features_NOD, films_NHW=films_NHW, held_out=(0,))
+        features_ND = make_backbone()(normalize(torch.from_numpy(images_NHW))).numpy()
+    features_NVD = np.repeat(features_ND[:, None], 4, axis=1).astype(np.float16)
+    return replace(data, features_NVD=features_NVD, images_NHW=images_NHW, held_out=(0,))
 
 
 def make_training(data=None, *, finetune=None, **settings):
-    """Give a training of milliseconds, of films as they are and without an average unless asked for."""
+    """Return a training of milliseconds, of images as they are and without an average unless asked for."""
     tune = FinetuneSettings(**PLAIN | (finetune or {}))
     chosen = make_settings(**{"head": "linear_probe", "finetune": tune} | settings)
-    return FinetuneTraining(data or make_film_data(), chosen, make_backbone())
+    return FinetuneTraining(data or make_image_data(), chosen, make_backbone())
 
 
 def run(training):
@@ -82,7 +82,7 @@ def assert_same_checkpoint(first, second):
     assert (a.history, a.best_score, a.best_epoch) == (b.history, b.best_score, b.best_epoch)
 
 
-EVERYTHING = {"ema_decay": 0.9, "frozen_epochs": 1, "rotation_degrees": 20.0, "zoom": 0.2, "contrast": 0.2}
+EVERYTHING = {"ema_decay": 0.9, "freeze_backbone_epochs": 1, "rotation_degrees": 20.0, "zoom": 0.2, "contrast": 0.2}
 
 
 @pytest.mark.parametrize("num_done", [1, 2, 3])
@@ -102,20 +102,20 @@ def test_the_backbone_given_is_not_changed():
     backbone = make_backbone()
     before = copy_state(backbone)
     settings = make_settings(head="linear_probe", finetune=FinetuneSettings())
-    trained = run(FinetuneTraining(make_film_data(), settings, backbone))
+    trained = run(FinetuneTraining(make_image_data(), settings, backbone))
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
     assert not torch.equal(trained.module["backbone"].conv.weight, backbone.conv.weight)
 
 
 @pytest.mark.parametrize("target", ["baseline", "hand", "router"])
 def test_the_held_out_fold_changes_no_weight(target):
-    clean = make_film_data(target)
+    clean = make_image_data(target)
     own = clean.folds == 0
-    films_NHW, features_NOD, labels = clean.films_NHW.copy(), clean.features_NOD.copy(), clean.labels.copy()
-    films_NHW[clean.rows[own]] = 255
-    features_NOD[clean.rows[own]] = 9
+    images_NHW, features_NVD, labels = clean.images_NHW.copy(), clean.features_NVD.copy(), clean.labels.copy()
+    images_NHW[clean.rows[own]] = 255
+    features_NVD[clean.rows[own]] = 9
     labels[own] = labels[own].max() - labels[own]
-    poisoned = replace(clean, films_NHW=films_NHW, features_NOD=features_NOD, labels=labels)
+    poisoned = replace(clean, images_NHW=images_NHW, features_NVD=features_NVD, labels=labels)
     metric = "macro_f1" if target == "router" else "auroc"
     first, second = (run(make_training(data, metric=metric)) for data in (clean, poisoned))
     states = [training.module.state_dict() for training in (first, second)]
@@ -131,13 +131,13 @@ def _in_float32(monkeypatch):
 
 @pytest.mark.usefixtures("_in_float32")
 def test_only_the_held_out_fold_judges():
-    data = make_film_data()
+    data = make_image_data()
     training = run(make_training(data))
     judged = data.folds == 0
     assert len(training.dev_logits) == judged.sum()
-    films_B3HW = normalise(torch.from_numpy(data.films_NHW[data.rows[judged]]))
+    images_B3HW = normalize(torch.from_numpy(data.images_NHW[data.rows[judged]]))
     with torch.no_grad():
-        features_BD = training.module["backbone"](films_B3HW)
+        features_BD = training.module["backbone"](images_B3HW)
         expected = training.module["heads"].forward_one(0, features_BD)
     assert training.dev_logits == pytest.approx(expected.numpy(), abs=1e-4)
 
@@ -168,7 +168,7 @@ def test_every_parameter_is_optimised_once():
 
 
 def test_during_the_frozen_epochs_only_the_head_is_trained():
-    training = make_training(finetune={"frozen_epochs": 2})
+    training = make_training(finetune={"freeze_backbone_epochs": 2})
     backbone, heads = copy_state(training.module["backbone"]), copy_state(training.module["heads"])
     for _ in range(2):
         training.train_epoch()
@@ -180,18 +180,18 @@ def test_during_the_frozen_epochs_only_the_head_is_trained():
 
 
 @pytest.mark.parametrize("is_frozen", [True, False])
-def test_batch_normalisation_keeps_its_statistics_where_asked(is_frozen):
-    training = make_training(finetune={"is_batchnorm_frozen": is_frozen})
+def test_batch_normalization_keeps_its_statistics_where_asked(is_frozen):
+    training = make_training(finetune={"freeze_batchnorm": is_frozen})
     before = training.module["backbone"].norm.running_mean.clone()
     training.train_epoch()
     assert torch.equal(training.module["backbone"].norm.running_mean, before) is is_frozen
 
 
 def test_a_head_start_is_scikit_learns_logistic_regression_on_rows_not_held_out():
-    data = make_film_data()
+    data = make_image_data()
     heads = make_training(data).module["heads"]
     seen = data.folds != 0
-    features_ND = data.features_NOD[data.rows, 0].astype(np.float64)
+    features_ND = data.features_NVD[data.rows, 0].astype(np.float64)
     scaler = StandardScaler().fit(features_ND[seen])
     expected = LogisticRegression(C=HEAD_START_C, max_iter=1000).fit(
         scaler.transform(features_ND[seen]), data.labels[seen]
@@ -202,7 +202,7 @@ def test_a_head_start_is_scikit_learns_logistic_regression_on_rows_not_held_out(
 
 @pytest.mark.parametrize("num_bones", [2, 3])
 def test_a_routers_head_start_names_bones_as_scikit_learn_does(num_bones):
-    data = make_film_data("router")
+    data = make_image_data("router")
     if num_bones == 2:
         keep = data.labels < 2
         columns = ("rows", "labels", "folds", "studies", "patients", "bones")
@@ -210,7 +210,7 @@ def test_a_routers_head_start_names_bones_as_scikit_learn_does(num_bones):
         data = replace(data, bone_classes=data.bone_classes[:2], **kept)
     heads = make_training(data, metric="macro_f1").module["heads"]
     seen = data.folds != 0
-    features_ND = data.features_NOD[data.rows, 0].astype(np.float64)
+    features_ND = data.features_NVD[data.rows, 0].astype(np.float64)
     scaler = StandardScaler().fit(features_ND[seen])
     expected = LogisticRegression(C=HEAD_START_C, max_iter=1000).fit(
         scaler.transform(features_ND[seen]), data.labels[seen]
@@ -220,28 +220,28 @@ def test_a_routers_head_start_names_bones_as_scikit_learn_does(num_bones):
 
 
 def test_rows_of_one_class_leave_the_head_as_it_was_drawn():
-    data = make_film_data("hand")
+    data = make_image_data("hand")
     one_class = replace(data, labels=np.where(data.folds == 0, data.labels, 0))
-    drawn = make_training(data, finetune={"head_start": False})
+    drawn = make_training(data, finetune={"warm_start_head": False})
     assert torch.equal(make_training(one_class).module["heads"].weights[0], drawn.module["heads"].weights[0])
 
 
 def test_without_a_head_start_the_head_is_drawn_by_its_seed():
     first, again, other = (
-        make_training(finetune={"head_start": False}, seed=seed).module["heads"].weights[0] for seed in (7, 7, 8)
+        make_training(finetune={"warm_start_head": False}, seed=seed).module["heads"].weights[0] for seed in (7, 7, 8)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def run_out_of_memory_above(monkeypatch, num_rows, error=None):
-    """Let the network refuse more than so many films at once."""
+    """Let the network refuse more than so many images at once."""
     forward = SmallBackbone.forward
 
-    def refuse(self, films_B3HW):
-        if len(films_B3HW) > num_rows:
+    def refuse(self, images_B3HW):
+        if len(images_B3HW) > num_rows:
             raise error or torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, films_B3HW)
+        return forward(self, images_B3HW)
 
     monkeypatch.setattr(SmallBackbone, "forward", refuse)
 
@@ -249,10 +249,10 @@ def run_out_of_memory_above(monkeypatch, num_rows, error=None):
 @pytest.mark.usefixtures("_in_float32")
 def test_out_of_memory_halves_the_batch_and_keeps_the_gradient(monkeypatch):
     """Batch normalisation is frozen: its statistics would be those of the parts."""
-    whole, halved = (make_training(finetune={"is_batchnorm_frozen": True}) for _ in range(2))
-    whole.run_update(0)
+    whole, halved = (make_training(finetune={"freeze_batchnorm": True}) for _ in range(2))
+    whole.train_step(0)
     run_out_of_memory_above(monkeypatch, 5)
-    halved.run_update(0)
+    halved.train_step(0)
     assert halved.micro_batch_size == 4  # 16, 8, 4
     for expected, found in zip(whole.module.parameters(), halved.module.parameters(), strict=True):
         assert torch.allclose(found.grad, expected.grad, atol=1e-6)
@@ -268,7 +268,7 @@ def test_a_smaller_batch_is_told_once_and_kept_when_resumed(monkeypatch):
     assert resumed.micro_batch_size == 4
 
 
-def test_memory_that_runs_out_for_one_film_is_an_error(monkeypatch):
+def test_memory_that_runs_out_for_one_image_is_an_error(monkeypatch):
     training = make_training()
     run_out_of_memory_above(monkeypatch, 0)
     with pytest.raises(torch.OutOfMemoryError):
@@ -304,7 +304,7 @@ def test_an_average_of_the_weights_is_what_is_judged_and_shipped():
     average = copy_state(training.module)
     for update in range(3):
         training.scale_rates(update)
-        training.run_update(update)
+        training.train_step(update)
         training.ema.update_parameters(training.module)
         for name, parameter in training.module.named_parameters():
             decay = (1 + update) / (10 + update) if update else 0.0  # the first update takes the weights as they are
@@ -330,7 +330,7 @@ def test_the_best_epochs_weights_are_shipped_where_asked():
 
 
 def test_weighted_labels_weigh_each_row_by_the_share_of_the_other_label():
-    data = make_film_data("hand")
+    data = make_image_data("hand")
     plain, weighted = make_training(data), make_training(data, sampling="weighted_labels")
     share = data.labels.mean()
     weights = np.where(data.labels == 1, 1 - share, share)
@@ -340,29 +340,29 @@ def test_weighted_labels_weigh_each_row_by_the_share_of_the_other_label():
     assert np.array_equal(entries_B, weighted.batches.draw(0)[0][0])
     for training in (plain, weighted):
         training.module["heads"].load_state_dict(plain.module["heads"].state_dict())
-    features_BD = plain._forward(plain.module.train(), plain.fetch_films(entries_B, np.zeros(16, int), 0)).detach()
+    features_BD = plain._forward(plain.module.train(), plain.fetch_images(entries_B, np.zeros(16, int), 0)).detach()
     losses_B = nn.functional.binary_cross_entropy_with_logits(
         features_BD[:, 0], torch.from_numpy(data.labels[entries_B]).float(), reduction="none"
     ).numpy()
-    films_B3HW = weighted.fetch_films(entries_B, np.zeros(16, int), 0)
+    images_B3HW = weighted.fetch_images(entries_B, np.zeros(16, int), 0)
     weighted._set_mode(is_frozen=False)
-    loss, _ = weighted._accumulate(films_B3HW, entries_B, is_frozen=False)
+    loss, _ = weighted._accumulate(images_B3HW, entries_B, is_frozen=False)
     assert float(loss) == pytest.approx((losses_B * weighted.row_weights[entries_B]).mean(), rel=1e-4)
 
 
-def test_films_are_fetched_by_index_augmented_and_normalised():
-    data = make_film_data()
+def test_images_are_fetched_by_index_augmented_and_normalized():
+    data = make_image_data()
     training = make_training(data)
     entries_B, plain = np.array([5, 0, 9]), np.zeros(3, int)
-    expected = normalise(torch.from_numpy(data.films_NHW[data.rows[entries_B]]))
-    assert torch.equal(training.fetch_films(entries_B, plain, 0), expected)
-    flipped = training.fetch_films(entries_B, np.ones(3, int), 0)
+    expected = normalize(torch.from_numpy(data.images_NHW[data.rows[entries_B]]))
+    assert torch.equal(training.fetch_images(entries_B, plain, 0), expected)
+    flipped = training.fetch_images(entries_B, np.ones(3, int), 0)
     assert torch.equal(flipped, expected.flip(3))
 
 
 def test_one_update_draws_the_same_augmentation_whenever_it_is_run():
-    entries_B, outcomes_B = np.arange(6), np.zeros(6, int)
+    entries_B, views_B = np.arange(6), np.zeros(6, int)
     training = make_training(finetune={"rotation_degrees": 30.0})
-    first, other, again = (training.fetch_films(entries_B, outcomes_B, update) for update in (3, 4, 3))
+    first, other, again = (training.fetch_images(entries_B, views_B, update) for update in (3, 4, 3))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -22,12 +22,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def train(data, settings):
     """Train to the end."""
     training = ProbeTraining(data, settings)
-    outcomes = list(training.epochs())
-    return training, outcomes
+    views = list(training.epochs())
+    return training, views
 
 
 def list_state(training, head=slice(None)):
-    """Give every tensor of some heads."""
+    """Return every tensor of some heads."""
     return {name: tensor[head] for name, tensor in training.heads.state_dict().items()}
 
 
@@ -65,10 +65,10 @@ def test_one_seed_gives_one_result_to_the_last_bit(sampling):
 def test_a_head_never_sees_its_own_fold(target, sampling):
     clean, fold = make_probe_data(target), 1
     own = clean.folds == fold
-    features_NOD, labels = clean.features_NOD.copy(), clean.labels.copy()
-    features_NOD[clean.rows[own]] = 40 * np.random.default_rng(1).normal(size=features_NOD[clean.rows[own]].shape)
+    features_NVD, labels = clean.features_NVD.copy(), clean.labels.copy()
+    features_NVD[clean.rows[own]] = 40 * np.random.default_rng(1).normal(size=features_NVD[clean.rows[own]].shape)
     labels[own] = labels[own].max() - labels[own]
-    poisoned = replace(clean, features_NOD=features_NOD, labels=labels)
+    poisoned = replace(clean, features_NVD=features_NVD, labels=labels)
     settings = make_settings(sampling=sampling, metric="macro_f1" if target == "router" else "auroc")
     before, after = (train(data, settings)[0] for data in (clean, poisoned))
     assert are_equal(list_state(before, fold), list_state(after, fold))
@@ -80,7 +80,7 @@ def test_every_row_is_judged_by_the_head_that_never_saw_it():
     data = make_probe_data("hand")
     training, _ = train(data, make_settings())
     for entry, fold in enumerate(data.folds):
-        features_1D = torch.from_numpy(data.features_NOD[data.rows[entry], :1]).float()
+        features_1D = torch.from_numpy(data.features_NVD[data.rows[entry], :1]).float()
         expected = training.heads.forward_one(int(fold), features_1D)[0].detach()
         assert training.dev_logits[entry] == pytest.approx(expected.numpy(), abs=1e-5)
 
@@ -96,7 +96,7 @@ def test_a_trial_stopped_after_any_epoch_goes_on_to_the_same_bits(recipe, num_do
         stopped.train_epoch()
     resumed = ProbeTraining(data, settings)
     resumed.restore(stopped.save())
-    assert [outcome.epoch for outcome in resumed.epochs()] == list(range(num_done + 1, settings.num_epochs + 1))
+    assert [view.epoch for view in resumed.epochs()] == list(range(num_done + 1, settings.num_epochs + 1))
     assert_same_checkpoint(resumed, whole)
 
 
@@ -109,14 +109,14 @@ def test_a_resumed_trial_still_knows_its_best_epoch(monkeypatch):
     script_scores(monkeypatch, [0.8] * 9)
     resumed = ProbeTraining(data, settings)
     resumed.restore(stopped.save())
-    assert [outcome.epoch for outcome in resumed.epochs()] == [4, 5]
+    assert [view.epoch for view in resumed.epochs()] == [4, 5]
 
 
 def test_a_trial_that_ended_early_does_not_go_on_when_restored(monkeypatch):
     data, settings = make_probe_data(), make_settings(num_epochs=9, grace_epochs=1, patience_epochs=1)
     script_scores(monkeypatch, [0.9, 0.8, 0.7, 0.6])
-    ended, outcomes = train(data, settings)
-    assert len(outcomes) == 2
+    ended, views = train(data, settings)
+    assert len(views) == 2
     restored = ProbeTraining(data, settings)
     restored.restore(ended.save())
     assert list(restored.epochs()) == []
@@ -142,33 +142,33 @@ def test_a_checkpoint_holds_the_heads_that_were_trained():
 )
 def test_patience_is_counted_after_grace(monkeypatch, scores, grace, patience, last):
     script_scores(monkeypatch, scores)
-    settings = make_settings(num_epochs=10, updates_per_epoch=1, grace_epochs=grace, patience_epochs=patience)
-    _, outcomes = train(make_probe_data(), settings)
-    assert [outcome.is_last for outcome in outcomes] == [False] * (last - 1) + [True]
-    assert outcomes[-1].failure is None
+    settings = make_settings(num_epochs=10, steps_per_epoch=1, grace_epochs=grace, patience_epochs=patience)
+    _, views = train(make_probe_data(), settings)
+    assert [view.is_last for view in views] == [False] * (last - 1) + [True]
+    assert views[-1].failure is None
 
 
 @pytest.mark.parametrize("target", ["baseline", "router"])
 def test_a_loss_that_is_not_finite_ends_the_trial_as_failed(target):
     settings = make_settings(lr=1e38, metric="macro_f1" if target == "router" else "auroc")
-    _, outcomes = train(make_probe_data(target), settings)
-    assert outcomes[-1].is_last
-    assert len(outcomes) == 1
-    assert outcomes[-1].failure.startswith("epoch 1: train_loss is ")
+    _, views = train(make_probe_data(target), settings)
+    assert views[-1].is_last
+    assert len(views) == 1
+    assert views[-1].failure.startswith("epoch 1: train_loss is ")
 
 
 def test_a_damaged_embedding_fails_the_trial_rather_than_training_on():
     data = make_probe_data()
-    data.features_NOD[0, 0] = np.inf
+    data.features_NVD[0, 0] = np.inf
     with np.errstate(invalid="ignore"):
-        _, outcomes = train(data, make_settings())
-    assert outcomes[-1].failure is not None
+        _, views = train(data, make_settings())
+    assert views[-1].failure is not None
 
 
-def draw_rows(folds, num_updates, **settings):
-    """Give the rows [updates, K, B] that the heads are shown."""
-    plan = BatchPlan(folds, **{"held_out": range(NUM_FOLDS), "num_outcomes": 4, "batch_size": 8, "seed": 0} | settings)
-    return np.stack([plan.draw(update)[0] for update in range(num_updates)])
+def draw_rows(folds, num_steps, **settings):
+    """Return the rows [steps, K, B] that the heads are shown."""
+    plan = BatchPlan(folds, **{"held_out": range(NUM_FOLDS), "num_views": 4, "batch_size": 8, "seed": 0} | settings)
+    return np.stack([plan.draw(update)[0] for update in range(num_steps)])
 
 
 def test_plain_sampling_shows_every_row_equally_often():
@@ -176,8 +176,8 @@ def test_plain_sampling_shows_every_row_equally_often():
     rows_UKB = draw_rows(folds, 50)
     for head in range(NUM_FOLDS):
         others = np.flatnonzero(folds != head)
-        for num_updates in (1, 7, 50):
-            counts = np.bincount(rows_UKB[:num_updates, head].ravel(), minlength=17)
+        for num_steps in (1, 7, 50):
+            counts = np.bincount(rows_UKB[:num_steps, head].ravel(), minlength=17)
             assert (counts[folds == head] == 0).all()
             assert np.ptp(counts[others]) <= 1
 
@@ -195,16 +195,16 @@ def test_balanced_sampling_shows_every_bone_equally_often():
     assert share_of_hand == pytest.approx([0.5] * NUM_FOLDS, abs=0.05)  # 1,600 draws a head
 
 
-def test_the_four_outcomes_are_drawn_equally_often():
-    plan = BatchPlan(np.arange(30) % NUM_FOLDS, held_out=range(NUM_FOLDS), num_outcomes=4, batch_size=64, seed=0)
-    outcomes_UKB = np.stack([plan.draw(update)[1] for update in range(60)])
-    assert np.bincount(outcomes_UKB.ravel()) / outcomes_UKB.size == pytest.approx([0.25] * 4, abs=0.02)
+def test_the_four_views_are_drawn_equally_often():
+    plan = BatchPlan(np.arange(30) % NUM_FOLDS, held_out=range(NUM_FOLDS), num_views=4, batch_size=64, seed=0)
+    views_UKB = np.stack([plan.draw(update)[1] for update in range(60)])
+    assert np.bincount(views_UKB.ravel()) / views_UKB.size == pytest.approx([0.25] * 4, abs=0.02)
 
 
 def test_an_update_draws_the_same_whatever_was_drawn_before():
     folds = np.arange(17) % NUM_FOLDS
     assert np.array_equal(draw_rows(folds, 31)[30], draw_rows(folds, 31)[::-1][0])
-    plan = BatchPlan(folds, held_out=range(NUM_FOLDS), num_outcomes=4, batch_size=8, seed=0)
+    plan = BatchPlan(folds, held_out=range(NUM_FOLDS), num_views=4, batch_size=8, seed=0)
     alone = [plan.draw(update)[0] for update in (30, 2, 30)]
     assert np.array_equal(alone[0], draw_rows(folds, 31)[30])
     assert np.array_equal(alone[0], alone[2])
@@ -220,7 +220,7 @@ def test_without_weight_decay_the_optimizer_is_the_papers_adam():
 
 
 def test_weight_decay_shrinks_weights_by_lr_times_decay_and_leaves_biases():
-    data, settings = make_probe_data(), make_settings(num_epochs=1, updates_per_epoch=1, grace_epochs=1)
+    data, settings = make_probe_data(), make_settings(num_epochs=1, steps_per_epoch=1, grace_epochs=1)
     start = ProbeTraining(data, settings).heads.weights[0].detach()
     plain, decayed = (train(data, replace(settings, weight_decay=decay))[0].heads for decay in (0.0, 5.0))
     torch.testing.assert_close(plain.weights[0] - decayed.weights[0], settings.lr * 5.0 * start)
@@ -230,35 +230,35 @@ def test_weight_decay_shrinks_weights_by_lr_times_decay_and_leaves_biases():
 def test_the_rate_of_an_epoch_is_that_of_its_last_update():
     schedule = LrSchedule(name="cosine", final_factor=0.01)
     settings = make_settings(lr=0.01, lr_schedule=schedule)
-    _, outcomes = train(make_probe_data(), settings)
-    assert [outcome.metrics["lr"] for outcome in outcomes] == [schedule.rate(0.01, u, 12) for u in (2, 5, 8, 11)]
-    assert outcomes[-1].metrics["lr"] == pytest.approx(0.0001)
+    _, views = train(make_probe_data(), settings)
+    assert [view.metrics["lr"] for view in views] == [schedule.rate(0.01, u, 12) for u in (2, 5, 8, 11)]
+    assert views[-1].metrics["lr"] == pytest.approx(0.0001)
 
 
 def test_dev_metrics_are_those_of_scikit_learn_by_study():
     data = make_probe_data()
-    training, outcomes = train(data, make_settings())
+    training, views = train(data, make_settings())
     p_abnormal = 1 / (1 + np.exp(-training.dev_logits[:, 0].astype(np.float64)))
     rows = pd.DataFrame({"study": data.studies, "label": data.labels, "p": p_abnormal})
     studies = rows.groupby("study").mean()
     assert len(studies) < len(rows)
-    assert outcomes[-1].metrics["dev_auroc"] == pytest.approx(roc_auc_score(studies["label"], studies["p"]))
-    assert outcomes[-1].metrics["dev_loss"] == pytest.approx(log_loss(rows["label"], rows["p"]), rel=1e-5)
+    assert views[-1].metrics["dev_auroc"] == pytest.approx(roc_auc_score(studies["label"], studies["p"]))
+    assert views[-1].metrics["dev_loss"] == pytest.approx(log_loss(rows["label"], rows["p"]), rel=1e-5)
 
 
 def test_the_router_learns_the_bones():
     data = make_probe_data("router")
-    training, outcomes = train(data, make_settings(head="linear_probe", lr=0.1, num_epochs=12, metric="macro_f1"))
+    training, views = train(data, make_settings(head="linear_probe", lr=0.1, num_epochs=12, metric="macro_f1"))
     named = training.dev_logits.argmax(1)
-    assert outcomes[-1].metrics["dev_macro_f1"] == pytest.approx(f1_score(data.labels, named, average="macro"))
-    assert outcomes[-1].metrics["dev_macro_f1"] > 0.95
+    assert views[-1].metrics["dev_macro_f1"] == pytest.approx(f1_score(data.labels, named, average="macro"))
+    assert views[-1].metrics["dev_macro_f1"] > 0.95
 
 
 def test_a_bone_whose_rows_all_lie_in_few_folds_is_trained_all_the_same():
     data = make_probe_data("hand")
-    _, outcomes = train(replace(data, folds=data.folds % 2), make_settings())
-    assert outcomes[-1].failure is None
-    assert math.isfinite(outcomes[-1].metrics["dev_auroc"])
+    _, views = train(replace(data, folds=data.folds % 2), make_settings())
+    assert views[-1].failure is None
+    assert math.isfinite(views[-1].metrics["dev_auroc"])
 
 
 @pytest.mark.parametrize(

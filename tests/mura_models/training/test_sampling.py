@@ -12,17 +12,17 @@ LABELS = np.concatenate([np.repeat([0, 1], [8, 2]), np.repeat([0, 1], [10, 30]),
 """The wrist has one label only."""
 
 
-def draw_shares(sampling, *, labels=LABELS, num_updates=400):
-    """Give how often each row is drawn, as a share of all draws."""
+def draw_shares(sampling, *, labels=LABELS, num_steps=400):
+    """Return how often each row is drawn, as a share of all draws."""
     batches = BatchPlan(
         np.zeros(len(BONES), int),
         held_out=(1,),  # nothing is left out
-        num_outcomes=1,
+        num_views=1,
         batch_size=28,
         balanced_by=balance_by(sampling, BONES, labels),
         seed=0,
     )
-    rows = np.concatenate([batches.draw(update)[0][0] for update in range(num_updates)])
+    rows = np.concatenate([batches.draw(update)[0][0] for update in range(num_steps)])
     return np.bincount(rows, minlength=len(BONES)) / len(rows)
 
 
@@ -76,7 +76,7 @@ def test_only_weighted_labels_weighs_rows_in_the_loss(sampling):
 def test_a_fit_over_all_rows_weighs_them_as_often_as_a_training_draws_them(sampling):
     weights = weigh_rows(sampling, BONES, LABELS)
     assert weights.mean() == pytest.approx(1)
-    assert weights / len(weights) == pytest.approx(draw_shares(sampling, num_updates=2000), abs=4e-3)
+    assert weights / len(weights) == pytest.approx(draw_shares(sampling, num_steps=2000), abs=4e-3)
 
 
 def test_a_fit_over_all_rows_is_plain_or_weighted_as_a_training_is():

@@ -18,9 +18,9 @@ HOLD = """
 import signal
 import ray
 from orchestrator.cluster import connected, find_dashboard, find_metrics_endpoints
-from orchestrator.run.config import Placement
+from orchestrator.run.config import ExecutionOptions
 
-with connected(Placement()):
+with connected(ExecutionOptions()):
     print("metrics:", *find_metrics_endpoints(), flush=True)
     print("address:", ray.get_runtime_context().gcs_address, flush=True)
     print("dashboard:", find_dashboard(), flush=True)
@@ -40,7 +40,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> User:
 @pytest.fixture(scope="module")
 def started(user: User) -> Iterator[dict[str, str]]:
     """What a Ray that was started for nobody but this user says of itself."""
-    command = (sys.executable, "-c", HOLD, user.home / "secret-ward" / "films.csv", "--data=secret/ward.csv")
+    command = (sys.executable, "-c", HOLD, user.home / "secret-ward" / "images.csv", "--data=secret/ward.csv")
     with user.start(*command, PYTHONPATH=str(ROOT)) as driver:
 
         def is_up() -> bool:

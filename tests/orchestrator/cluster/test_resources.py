@@ -4,7 +4,7 @@ import pytest
 
 from mura_models.errors import ConfigError
 from orchestrator.cluster.connection import find_address
-from orchestrator.run.execution import Placement
+from orchestrator.run.execution import ExecutionOptions
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_the_cluster_to_join(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if in_environment is not None:
         monkeypatch.setenv("RAY_ADDRESS", in_environment)
-    assert find_address(Placement(address=given)) == joined
+    assert find_address(ExecutionOptions(address=given)) == joined
 
 
 @pytest.mark.parametrize("given", [None, "auto"])
@@ -46,6 +46,6 @@ def test_an_address_that_a_run_cannot_join_by_is_refused_by_its_name(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", in_environment)
     with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={in_environment}: .*{told}"):
-        find_address(Placement(address=given))
+        find_address(ExecutionOptions(address=given))
     with pytest.raises(ConfigError, match=f"^address={in_environment}: .*{told}"):
-        Placement(address=in_environment)
+        ExecutionOptions(address=in_environment)

@@ -29,7 +29,7 @@ def compare(predictions, *, untrainable=None, failed=None):
 
 
 def index(rows):
-    """Give (system, bone in lower case or None) -> row."""
+    """Return (system, bone in lower case or None) -> row."""
     return {(row["system"], row["bone"] and row["bone"].lower()): row for row in rows}
 
 
@@ -44,7 +44,7 @@ def test_every_figure_is_scikit_learns_at_half_whatever_the_threshold():
         assert row["auroc"]["value"] == pytest.approx(roc_auc_score(images["label"], p_N))
         low, high = row["ours"]["ci95"]
         assert low < row["ours"]["value"] < high
-        assert (row["unit"], row["metric"], row["n_images"]) == ("image", "accuracy at 0.5", len(images))
+        assert (row["unit"], row["metric"], row["num_images"]) == ("image", "accuracy at 0.5", len(images))
 
 
 def test_published_figures_stand_where_the_paper_gives_them():
@@ -73,8 +73,8 @@ def test_temperature_moves_no_accuracy():
 def test_data_without_a_humerus_keeps_the_row_and_says_so():
     rows = index(compare(make_predictions(("elbow", "wrist"))))
     row = rows["specialists_two_stage_probe_oracle", "humerus"]
-    assert (row["published"], row["n_images"]) == (0.8892, 0)
-    assert row["ours"] == row["auroc"] == {"value": None, "ci95": None, "why": "no humerus in the data"}
+    assert (row["published"], row["num_images"]) == (0.8892, 0)
+    assert row["ours"] == row["auroc"] == {"value": None, "ci95": None, "reason": "no humerus in the data"}
 
 
 def test_a_bone_that_the_baseline_answers_for_has_a_reason_and_no_figure():
@@ -82,19 +82,19 @@ def test_a_bone_that_the_baseline_answers_for_has_a_reason_and_no_figure():
     rows = index(compare(make_predictions(), untrainable={"humerus": "3 abnormal images"}, failed=failed))
     for system in ("specialists_mlp_probe_oracle", "specialists_two_stage_probe_oracle"):
         row = rows[system, "humerus"]
-        assert row["ours"] == row["auroc"] == {"value": None, "ci95": None, "why": "3 abnormal images"}
+        assert row["ours"] == row["auroc"] == {"value": None, "ci95": None, "reason": "3 abnormal images"}
         assert row["published"] is not None
-    assert "every trial failed" in rows["specialists_mlp_probe_oracle", "elbow"]["ours"]["why"]
+    assert "every trial failed" in rows["specialists_mlp_probe_oracle", "elbow"]["ours"]["reason"]
     assert rows["specialists_two_stage_probe_oracle", "elbow"]["ours"]["value"] is not None
 
 
 def test_few_rows_have_no_interval():
-    row = compare(make_predictions(("wrist",), ["served_routed"], images_per_bone=8))[-1]
-    assert (row["ours"]["ci95"], row["ours"]["why"]) == (None, "too few")
+    row = compare(make_predictions(("wrist",), ["selected_routed"], images_per_bone=8))[-1]
+    assert (row["ours"]["ci95"], row["ours"]["reason"]) == (None, "too few")
 
 
 def test_a_system_that_did_not_answer_keeps_its_row_and_says_so():
-    predictions = make_predictions(systems=["baseline_mlp_probe", "served_routed", "baseline_finetune"])
+    predictions = make_predictions(systems=["baseline_mlp_probe", "selected_routed", "baseline_finetune"])
     failed = {
         "baseline/linear_probe": "baseline/linear_probe: every trial failed",
         "baseline/intermediate_task": "baseline/intermediate_task: stands on router/finetune, which failed",
@@ -103,7 +103,7 @@ def test_a_system_that_did_not_answer_keeps_its_row_and_says_so():
     rows = compare(predictions, failed=failed)
     assert [row["system"] for row in rows] == SYSTEMS
     missing = {row["system"]: row for row in rows if row["ours"]["value"] is None}
-    assert {system: row["ours"]["why"] for system, row in missing.items()} == {
+    assert {system: row["ours"]["reason"] for system, row in missing.items()} == {
         "baseline_linear_probe": failed["baseline/linear_probe"],
         "baseline_intermediate_task": failed["baseline/intermediate_task"],
         "specialists_mlp_probe_oracle": failed["specialist:humerus/mlp_probe"],
@@ -111,27 +111,27 @@ def test_a_system_that_did_not_answer_keeps_its_row_and_says_so():
         "baseline_two_stage_probe": "not trained in this run",
         "specialists_two_stage_probe_routed": "not trained in this run",
     }
-    assert missing["baseline_linear_probe"]["n_images"] == len(predictions)
+    assert missing["baseline_linear_probe"]["num_images"] == len(predictions)
     of_humerus = missing["specialists_two_stage_probe_oracle"]
-    assert (of_humerus["bone"], of_humerus["published"], of_humerus["n_images"]) == ("Humerus", 0.8892, 60)
+    assert (of_humerus["bone"], of_humerus["published"], of_humerus["num_images"]) == ("Humerus", 0.8892, 60)
 
 
 @pytest.mark.parametrize(
-    ("failed", "why"),
+    ("failed", "reason"),
     [
         ({"router/linear_probe": "router/linear_probe: every trial failed"}, "router/linear_probe: every trial failed"),
         ({}, "no router was trained in this run"),
     ],
 )
-def test_without_a_router_the_proposed_system_keeps_its_row(failed, why):
+def test_without_a_router_the_proposed_system_keeps_its_row(failed, reason):
     systems = [system for system in SYSTEMS if system != "specialists_two_stage_probe_routed"]
     row = index(compare(make_predictions(systems=systems), failed=failed))["specialists_two_stage_probe_routed", None]
-    assert row["ours"] == {"value": None, "ci95": None, "why": why}
+    assert row["ours"] == {"value": None, "ci95": None, "reason": reason}
 
 
 def test_without_any_specialist_both_of_its_systems_say_so():
     systems = [system for system in SYSTEMS if "two_stage" not in system or system.startswith("baseline")]
     untrainable = dict.fromkeys(BONES, "3 abnormal images")
     rows = index(compare(make_predictions(systems=systems), untrainable=untrainable))
-    assert rows["specialists_two_stage_probe_oracle", "humerus"]["ours"]["why"] == "3 abnormal images"
-    assert rows["specialists_two_stage_probe_routed", None]["ours"]["why"] == "no specialist was trained in this run"
+    assert rows["specialists_two_stage_probe_oracle", "humerus"]["ours"]["reason"] == "3 abnormal images"
+    assert rows["specialists_two_stage_probe_routed", None]["ours"]["reason"] == "no specialist was trained in this run"

@@ -19,15 +19,16 @@ from mura_models.training.probe import ProbeTraining
 from orchestrator.evaluation import selection as aggregate
 from orchestrator.evaluation.selection import (
     assemble,
-    choose_serving,
-    describe_served,
+    choose_selected,
+    describe_selected,
     find_best_baseline,
     find_best_router,
 )
 from orchestrator.run.config import RunConfig
 from orchestrator.search.plan import make_plan
 from orchestrator.search.search_data import gather_data
-from orchestrator.search.winners import DevRows, Standing, Winner, crown, pick_winner, rank_trials
+from orchestrator.search.winners import DevRows, TrialScore, Winner, pick_winner, rank_trials
+from orchestrator.search.winners import make_winner as make_trial_winner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,14 +42,14 @@ TOO_FEW = "baseline: dev has too few rows to tell"
 
 
 def gather():
-    """Give the rows of every search."""
+    """Return the rows of every search."""
     train = MANIFEST[MANIFEST["split"] == "train"].reset_index(drop=True)
     work = SimpleNamespace(
         config=CONFIG,
         train=train,
         bones=list(BONES),
-        embed=lambda backbone, rows, all_outcomes: make_features(rows),
-        ingested=SimpleNamespace(films=None),
+        embed=lambda backbone, rows, all_views: make_features(rows),
+        ingested=SimpleNamespace(images=None),
     )
     return gather_data(work, PLAN, FROZEN)
 
@@ -57,32 +58,32 @@ DATA = gather()
 
 
 def write_line(trial, score, *, epoch=5, state="COMPLETE", search=S):
-    """Give a journal's last line of a trial."""
+    """Return a journal's last line of a trial."""
     metrics = {"dev_auroc": score, "dev_loss": 0.5}
     return {"search": search, "trial": f"{search}/{trial}", "epoch": epoch, "metrics": metrics, "state": state}
 
 
 def make_winner(search, *, skill, folds=(0, 1, 2)):
-    """Give a winner whose dev rows tell the labels apart by `skill`; equal noise on equal rows."""
+    """Return a winner whose dev rows tell the labels apart by `skill`; equal noise on equal rows."""
     data, trial = DATA[search], PLAN.of_search(search)[0]
-    noise = np.random.default_rng(0).normal(size=len(data.features_NOD))[data.rows]
+    noise = np.random.default_rng(0).normal(size=len(data.features_NVD))[data.rows]
     logits = (skill * (data.labels - 0.5) + noise)[:, None]
     dev = DevRows.of(data, logits[data.dev_entries])
     dev = dev.subset(np.isin(dev.folds, folds))
     model = make_model(trial.target, trial.recipe, temperature=1.0, threshold=0.5)
-    standing = Standing(trial=trial.trial, score=0.8, kept_epoch=2, num_epochs=2)
+    standing = TrialScore(trial=trial.trial, score=0.8, kept_epoch=2, num_epochs=2)
     return Winner(trial=trial, standing=standing, shipped=(trial.trial,), networks=model.networks, dev=dev, model=model)
 
 
 def make_router(*, skill, recipe="linear_probe", folds=(0, 1, 2)):
-    """Give a router that names the bones by `skill`."""
+    """Return a router that names the bones by `skill`."""
     search = "router/linear_probe"
     data, trial = DATA[search], PLAN.of_search(search)[0]
     noise = np.random.default_rng(1).normal(size=(len(data.rows), 3))
     dev = DevRows.of(data, skill * np.eye(3)[data.labels] + noise)
     dev = dev.subset(np.isin(dev.folds, folds))
     trial = SimpleNamespace(search=f"router/{recipe}", target="router", recipe=recipe, stage=1 + (recipe == "finetune"))
-    standing = Standing(trial="", score=0.8, kept_epoch=2, num_epochs=2)
+    standing = TrialScore(trial="", score=0.8, kept_epoch=2, num_epochs=2)
     networks = make_model("router").networks
     return Winner(trial=trial, standing=standing, shipped=(), networks=networks, dev=dev, model=None)
 
@@ -90,7 +91,7 @@ def make_router(*, skill, recipe="linear_probe", folds=(0, 1, 2)):
 def serve(*winners, bones=BONES):
     """Choose what serves the bones."""
     named = {winner.search: winner for winner in winners}
-    return choose_serving(CONFIG, PLAN.untrainable, named, bones)
+    return choose_selected(CONFIG, PLAN.untrainable, named, bones)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +142,11 @@ def test_a_winner_is_calibrated_on_its_own_dev_rows():
         data, trial = DATA[search], PLAN.of_search(search)[0]
         training = ProbeTraining(data, trial.settings(CONFIG))
         *_, last = training.epochs()
-        standing = Standing(trial=trial.trial, score=last.metrics["dev_auroc"], kept_epoch=2, num_epochs=2)
+        standing = TrialScore(trial=trial.trial, score=last.metrics["dev_auroc"], kept_epoch=2, num_epochs=2)
         networks = [Network(backbone=FROZEN, heads=training.heads)]
-        winner = crown(trial, standing, data, shipped=[trial.trial], networks=networks, dev_logits=training.dev_logits)
+        winner = make_trial_winner(
+            trial, standing, data, shipped=[trial.trial], networks=networks, dev_logits=training.dev_logits
+        )
         calibration = calibrate(training.dev_logits[:, 0], data.labels, data.studies)
         assert winner.model.calibration == calibration
         rows = pd.DataFrame({"study": data.studies, "label": data.labels})
@@ -154,21 +157,21 @@ def test_a_winner_is_calibrated_on_its_own_dev_rows():
 
 
 def test_a_specialist_that_is_clearly_better_serves_its_bone_alone():
-    served = serve(make_winner(MLP, skill=0.2), make_winner(HAND, skill=5))
-    assert served["hand"].model == HAND
-    assert served["hand"].why.startswith("specialist: paired dev gain in auroc over the best baseline +")
-    assert served["elbow"].model == served["wrist"].model == MLP
+    selected = serve(make_winner(MLP, skill=0.2), make_winner(HAND, skill=5))
+    assert selected["hand"].model == HAND
+    assert selected["hand"].reason.startswith("specialist: paired dev gain in auroc over the best baseline +")
+    assert selected["elbow"].model == selected["wrist"].model == MLP
 
 
 @pytest.mark.parametrize("skill", [0.2, 2.0])
 def test_a_specialist_no_better_than_the_baseline_does_not_serve(skill):
-    served = serve(make_winner(MLP, skill=2), make_winner(HAND, skill=skill))
-    assert served["hand"].model == MLP
-    assert served["hand"].why.startswith("baseline: paired dev gain")
+    selected = serve(make_winner(MLP, skill=2), make_winner(HAND, skill=skill))
+    assert selected["hand"].model == MLP
+    assert selected["hand"].reason.startswith("baseline: paired dev gain")
 
 
 @pytest.mark.parametrize(
-    ("gain", "error", "is_served"),
+    ("gain", "error", "is_selected"),
     [
         (0.051, 0.05, True),
         (0.05, 0.05, False),
@@ -180,12 +183,12 @@ def test_a_specialist_no_better_than_the_baseline_does_not_serve(skill):
         (np.nan, np.nan, None),
     ],
 )
-def test_the_gain_must_be_above_one_standard_error(monkeypatch, gain, error, is_served):
+def test_the_gain_must_be_above_one_standard_error(monkeypatch, gain, error, is_selected):
     monkeypatch.setattr(aggregate, "standard_error_of_gain", lambda *_: (gain, error))
-    served = serve(make_winner(MLP, skill=1), make_winner(HAND, skill=1))
-    assert (served["hand"].model == HAND) is bool(is_served)
+    selected = serve(make_winner(MLP, skill=1), make_winner(HAND, skill=1))
+    assert (selected["hand"].model == HAND) is bool(is_selected)
     told = f"{gain:+.4f}, standard error {error:.4f}"
-    assert (TOO_FEW if is_served is None else told) in served["hand"].why
+    assert (TOO_FEW if is_selected is None else told) in selected["hand"].reason
 
 
 def keep_studies(winner, bone, num_of_label):
@@ -198,14 +201,14 @@ def keep_studies(winner, bone, num_of_label):
 
 
 @pytest.mark.parametrize(
-    ("num_normal", "num_abnormal", "is_served"), [(2, 2, False), (9, 15, False), (15, 9, False), (10, 10, True)]
+    ("num_normal", "num_abnormal", "is_selected"), [(2, 2, False), (9, 15, False), (15, 9, False), (10, 10, True)]
 )
-def test_a_specialist_needs_ten_dev_studies_of_each_label_to_serve(num_normal, num_abnormal, is_served):
+def test_a_specialist_needs_ten_dev_studies_of_each_label_to_serve(num_normal, num_abnormal, is_selected):
     """Two and two told apart by the one and not by the other would be a gain of 1.0 without an error."""
     kept = "hand", (num_normal, num_abnormal)
-    served = serve(keep_studies(make_winner(MLP, skill=-1), *kept), keep_studies(make_winner(HAND, skill=6), *kept))
-    assert (served["hand"].model == HAND) is is_served
-    assert (served["hand"].why == TOO_FEW) is not is_served
+    selected = serve(keep_studies(make_winner(MLP, skill=-1), *kept), keep_studies(make_winner(HAND, skill=6), *kept))
+    assert (selected["hand"].model == HAND) is is_selected
+    assert (selected["hand"].reason == TOO_FEW) is not is_selected
 
 
 def test_a_specialist_needs_dev_studies_of_five_patients_of_each_label_to_serve():
@@ -214,7 +217,7 @@ def test_a_specialist_needs_dev_studies_of_five_patients_of_each_label_to_serve(
         return replace(winner, dev=replace(dev, patients=np.where(dev.labels == 1, dev.patients % num, dev.patients)))
 
     baseline, hand = make_winner(MLP, skill=-1), make_winner(HAND, skill=6)
-    assert serve(of_patients(4, baseline), of_patients(4, hand))["hand"].why == TOO_FEW
+    assert serve(of_patients(4, baseline), of_patients(4, hand))["hand"].reason == TOO_FEW
     assert serve(of_patients(5, baseline), of_patients(5, hand))["hand"].model == HAND
 
 
@@ -229,7 +232,7 @@ def test_a_baseline_that_too_few_rows_judged_does_not_replace_another():
 
 
 def set_threshold(winner, threshold):
-    """Give a winner that ships another threshold."""
+    """Return a winner that ships another threshold."""
     calibration = replace(winner.model.calibration, threshold=threshold)
     return replace(winner, model=replace(winner.model, calibration=calibration))
 
@@ -239,15 +242,15 @@ def test_a_specialist_does_not_win_by_a_threshold_set_on_the_rows_compared(metri
     """The same logits: what the baseline ships is right for all bones together, and wrong for this one."""
     baseline, hand = set_threshold(make_winner(MLP, skill=1), 0.8), make_winner(HAND, skill=1)
     own = calibrate(hand.dev.logits[:, 0], hand.dev.labels, hand.dev.studies)
-    served = choose_serving(
+    selected = choose_selected(
         replace(CONFIG, metric=metric),
         PLAN.untrainable,
         {MLP: baseline, HAND: set_threshold(hand, own.threshold)},
         BONES,
     )
-    assert served["hand"].model == MLP
-    assert "best baseline +0.0000, standard error 0.0000" in served["hand"].why
-    assert served["hand"].dev == score(baseline.rate_studies([0, 1, 2], "hand"))  # told as it is shipped
+    assert selected["hand"].model == MLP
+    assert "best baseline +0.0000, standard error 0.0000" in selected["hand"].reason
+    assert selected["hand"].dev == score(baseline.rate_studies([0, 1, 2], "hand"))  # told as it is shipped
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "kappa"])
@@ -260,8 +263,8 @@ def test_a_baseline_does_not_win_by_a_threshold_set_on_the_rows_compared(metric)
 def test_a_specialist_is_held_against_the_best_baseline():
     """Good enough against the worse baseline is not good enough."""
     weak, strong = make_winner(LINEAR, skill=0.1), make_winner(MLP, skill=6)
-    served = serve(weak, strong, make_winner(HAND, skill=2))
-    assert {choice.model for choice in served.values()} == {MLP}
+    selected = serve(weak, strong, make_winner(HAND, skill=2))
+    assert {choice.model for choice in selected.values()} == {MLP}
     assert find_best_baseline(CONFIG, {LINEAR: weak, MLP: strong}) is strong
 
 
@@ -302,12 +305,12 @@ def test_of_equal_routers_the_probe_is_taken():
 
 
 def test_a_bone_without_a_specialist_says_why():
-    served = serve(make_winner(MLP, skill=1), make_winner(HAND, skill=1))
-    assert "40 normal and 3 abnormal images in train" in served["wrist"].why
-    assert served["elbow"].why == "the best baseline on dev; no specialist: its trials failed"
+    selected = serve(make_winner(MLP, skill=1), make_winner(HAND, skill=1))
+    assert "40 normal and 3 abnormal images in train" in selected["wrist"].reason
+    assert selected["elbow"].reason == "the best baseline on dev; no specialist: its trials failed"
 
 
-def test_what_a_served_model_is_worth_is_measured_on_its_bones_dev_studies():
+def test_what_a_selected_model_is_worth_is_measured_on_its_bones_dev_studies():
     baseline = make_winner(MLP, skill=1)
     dev = serve(baseline, make_winner(HAND, skill=0))["hand"].dev
     data = DATA[MLP]
@@ -318,7 +321,7 @@ def test_what_a_served_model_is_worth_is_measured_on_its_bones_dev_studies():
     assert dev["accuracy"] == pytest.approx(np.mean((np.array(means) >= 0.5) == labels))
 
 
-def test_without_a_baseline_nothing_can_be_served():
+def test_without_a_baseline_nothing_can_be_selected():
     with pytest.raises(RunError, match="no baseline was trained"):
         serve(make_winner(HAND, skill=3))
 
@@ -327,27 +330,27 @@ def test_the_assembly_holds_router_models_and_what_serves():
     baseline, hand = make_winner(MLP, skill=1), make_winner(HAND, skill=3)
     router = make_router(skill=3)
     winners = {MLP: baseline, HAND: hand, "router/linear_probe": router}
-    serving = {"elbow": MLP, "hand": HAND, "wrist": MLP}
-    assembly = assemble(winners, serving, BONES)
-    assert (assembly.classes, dict(assembly.serving), set(assembly.models)) == (BONES, serving, {MLP, HAND})
+    selected = {"elbow": MLP, "hand": HAND, "wrist": MLP}
+    assembly = assemble(winners, selected, BONES)
+    assert (assembly.classes, dict(assembly.selected), set(assembly.models)) == (BONES, selected, {MLP, HAND})
     assert (assembly.router.recipe, assembly.router.networks) == ("linear_probe", router.networks)
     assert assembly.can_route
 
 
 def test_without_a_router_the_best_baseline_serves_every_bone():
     winners = {MLP: make_winner(MLP, skill=0.2), HAND: make_winner(HAND, skill=5)}
-    served = choose_serving(CONFIG, PLAN.untrainable, winners, BONES, can_route=False)
-    assert {bone: choice.model for bone, choice in served.items()} == dict.fromkeys(BONES, MLP)
-    assert all("no router was trained" in choice.why for choice in served.values())
+    selected = choose_selected(CONFIG, PLAN.untrainable, winners, BONES, can_route=False)
+    assert {bone: choice.model for bone, choice in selected.items()} == dict.fromkeys(BONES, MLP)
+    assert all("no router was trained" in choice.reason for choice in selected.values())
     assert not assemble(winners, dict.fromkeys(BONES, MLP), BONES).can_route
 
 
 def test_what_was_decided_is_written_down():
     winners = {MLP: make_winner(MLP, skill=0.2), HAND: make_winner(HAND, skill=5)}
-    served = choose_serving(CONFIG, PLAN.untrainable, winners, BONES)
-    told = describe_served(served, winners, {LINEAR: "every trial failed"})
-    hand = told["served"]["hand"]
+    selected = choose_selected(CONFIG, PLAN.untrainable, winners, BONES)
+    told = describe_selected(selected, winners, {LINEAR: "every trial failed"})
+    hand = told["selected"]["hand"]
     assert (hand["target"], hand["recipe"], hand["lr"]) == ("specialist:hand", "mlp_probe", winners[HAND].trial.lr)
-    assert {"trial", "lr_schedule", "dev", "threshold", "temperature", "why"} <= set(hand)
+    assert {"trial", "lr_schedule", "dev", "threshold", "temperature", "reason"} <= set(hand)
     assert told["failed"] == {LINEAR: "every trial failed"}
     assert set(told["winners"]) == {MLP, HAND}

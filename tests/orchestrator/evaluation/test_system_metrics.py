@@ -25,7 +25,7 @@ RECIPES = ("linear_probe", "mlp_probe")
 
 
 def make_test_rows():
-    """Give the test rows and their embeddings."""
+    """Return the test rows and their embeddings."""
     test = make_manifest()
     test = test[test["split"] == "test"].reset_index(drop=True)
     return test, make_features(test)[:, 0]
@@ -40,12 +40,12 @@ def predict():
 
 @cache
 def report():
-    """Give report.json's systems."""
+    """Return report.json's systems."""
     return score_systems(predict())
 
 
 def select(system, unit, bone=None):
-    """Give labels, probabilities and thresholds of a system by image or study, by pandas alone."""
+    """Return labels, probabilities and thresholds of a system by image or study, by pandas alone."""
     rows = predict() if bone is None else predict()[predict()["bone"] == bone]
     columns = ["label", f"p_{system}", f"threshold_{system}"]
     table = rows[columns] if unit == "image" else rows.groupby(["patient", "bone", "study"])[columns].mean()
@@ -81,10 +81,10 @@ def test_there_is_a_row_an_image_as_given_and_in_order():
     assert set(predict()["prediction"]) == {0, 1}
 
 
-def test_what_ships_is_the_served_and_routed_system():
+def test_what_ships_is_the_selected_and_routed_system():
     rows = predict()
-    assert rows["p_abnormal"].equals(rows["p_served_routed"].rename("p_abnormal"))
-    assert (rows["prediction"] == (rows["p_served_routed"] >= rows["threshold_served_routed"])).all()
+    assert rows["p_abnormal"].equals(rows["p_selected_routed"].rename("p_abnormal"))
+    assert (rows["prediction"] == (rows["p_selected_routed"] >= rows["threshold_selected_routed"])).all()
 
 
 def test_the_bundle_would_answer_the_same():
@@ -98,20 +98,20 @@ def test_each_system_asks_the_model_that_it_names():
     _, features_ND = make_test_rows()
     assembly, rows = make_assembly(), predict()
     features, every = serve_features(features_ND), np.arange(len(features_ND))
-    ratings = {name: model.rate(features, every) for name, model in assembly.models.items()}
+    probabilities = {name: model.rate(features, every) for name, model in assembly.models.items()}
 
     def choose(bones, by_bone):
         names = [by_bone.get(bone, "baseline/mlp_probe") for bone in bones]
-        return [ratings[name][row] for row, name in enumerate(names)]
+        return [probabilities[name][row] for row, name in enumerate(names)]
 
     specialists = {bone: f"specialist:{bone}/mlp_probe" for bone in ("elbow", "hand")}  # the wrist has none
     expected = {
-        "baseline_linear_probe": ratings["baseline/linear_probe"],
-        "baseline_mlp_probe": ratings["baseline/mlp_probe"],
+        "baseline_linear_probe": probabilities["baseline/linear_probe"],
+        "baseline_mlp_probe": probabilities["baseline/mlp_probe"],
         "specialists_mlp_probe_oracle": choose(rows["bone"], specialists),
         "specialists_mlp_probe_routed": choose(rows["bone_predicted"], specialists),
-        "served_oracle": choose(rows["bone"], assembly.serving),
-        "served_routed": choose(rows["bone_predicted"], assembly.serving),
+        "selected_oracle": choose(rows["bone"], assembly.selected),
+        "selected_routed": choose(rows["bone_predicted"], assembly.selected),
     }
     for system, p_N in expected.items():
         assert rows[f"p_{system}"].to_numpy() == pytest.approx(p_N), system
@@ -131,7 +131,7 @@ def test_a_study_is_routed_as_one_by_its_mean_probability():
 
 
 def to_tensor(features_ND):
-    """Give embeddings as the heads take them."""
+    """Return embeddings as the heads take them."""
     return torch.from_numpy(features_ND.astype(np.float32))
 
 
@@ -143,7 +143,7 @@ def test_every_figure_is_that_of_scikit_learn(system, unit):
     assert [bone for _, bone, _ in places] == [None, "elbow", "hand", "wrist"]
     for _, bone, part in places:
         labels, p, thresholds = select(system, unit, bone)
-        assert part["n_studies" if unit == "study" else "n_images"] == len(labels)
+        assert part["num_studies" if unit == "study" else "num_images"] == len(labels)
         values = {metric: part[unit][metric]["value"] for metric in METRICS}
         assert values == pytest.approx(measure(labels, p, thresholds)), bone
 
@@ -156,18 +156,18 @@ def test_the_mean_of_bones_counts_each_bone_the_same(unit, key):
 
 
 def test_an_interval_holds_its_value_and_too_few_rows_have_none():
-    overall = report()["served_routed"]["overall"]["image"]["auroc"]
+    overall = report()["selected_routed"]["overall"]["image"]["auroc"]
     assert overall["ci95"][0] < overall["value"] < overall["ci95"][1]
-    by_study = report()["served_routed"]["by_bone"]["hand"]["study"]["auroc"]  # 8 studies a label
+    by_study = report()["selected_routed"]["by_bone"]["hand"]["study"]["auroc"]  # 8 studies a label
     assert by_study["ci95"] is None
-    assert by_study["why"] == "too few"
+    assert by_study["reason"] == "too few"
 
 
 def test_a_bone_of_one_label_has_no_auroc_and_says_why():
     rows = predict()
     told = score_systems(rows[(rows["bone"] != "hand") | (rows["label"] == 0)])
-    auroc = told["served_oracle"]["by_bone"]["hand"]["image"]["auroc"]
-    assert (auroc["value"], auroc["ci95"], auroc["why"]) == (None, None, "one class only")
+    auroc = told["selected_oracle"]["by_bone"]["hand"]["image"]["auroc"]
+    assert (auroc["value"], auroc["ci95"], auroc["reason"]) == (None, None, "one class only")
 
 
 @pytest.mark.parametrize(("unit", "column"), [("image", "bone_predicted_by_image"), ("study", "bone_predicted")])
@@ -207,22 +207,24 @@ def test_specialists_are_compared_with_the_baseline_of_their_recipe():
     assert list_pairs(SYSTEMS, "baseline_linear_probe") == [
         ("specialists_mlp_probe_oracle", "baseline_mlp_probe"),
         ("specialists_mlp_probe_routed", "baseline_mlp_probe"),
-        ("served_routed", "baseline_linear_probe"),
-        ("served_oracle", "baseline_linear_probe"),
-        ("served_routed", "served_oracle"),
+        ("selected_routed", "baseline_linear_probe"),
+        ("selected_oracle", "baseline_linear_probe"),
+        ("selected_routed", "selected_oracle"),
     ]
 
 
 def test_a_recipe_without_a_baseline_is_no_system():
     test, features_ND = make_test_rows()
-    assembly = make_assembly(served=())
+    assembly = make_assembly(selected=())
     models = {name: model for name, model in assembly.models.items() if name != "baseline/linear_probe"}
-    without = type(assembly)(classes=assembly.classes, router=assembly.router, models=models, serving=assembly.serving)
+    without = type(assembly)(
+        classes=assembly.classes, router=assembly.router, models=models, selected=assembly.selected
+    )
     assert name_systems(predict_test(without, test, serve_features(features_ND), RECIPES)) == SYSTEMS[1:]
 
 
-def test_without_any_specialist_there_are_baselines_and_what_is_served():
+def test_without_any_specialist_there_are_baselines_and_what_is_selected():
     test, features_ND = make_test_rows()
-    rows = predict_test(make_assembly(specialists=(), served=()), test, serve_features(features_ND), RECIPES)
+    rows = predict_test(make_assembly(specialists=(), selected=()), test, serve_features(features_ND), RECIPES)
     assert name_systems(rows) == [system for system in SYSTEMS if "specialists" not in system]
-    assert rows["p_served_routed"].to_numpy() == pytest.approx(rows["p_baseline_mlp_probe"].to_numpy())
+    assert rows["p_selected_routed"].to_numpy() == pytest.approx(rows["p_baseline_mlp_probe"].to_numpy())

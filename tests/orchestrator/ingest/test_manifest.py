@@ -20,7 +20,7 @@ from orchestrator.search.plan import make_plan
 
 
 def finish(manifest, failed, folder):
-    """Finish a manifest of which these files could not be decoded; give it and quarantine.csv."""
+    """Finish a manifest of which these files could not be decoded; return it and quarantine.csv."""
     nothing = pd.DataFrame({"path": [], "reason": []}, dtype="str")
     dataset = DataSet(
         name="x", kind="csv", is_phantom=False, manifest=manifest.assign(fold=-1), quarantine=nothing, notes=()
@@ -30,7 +30,7 @@ def finish(manifest, failed, folder):
     return finished, pd.read_csv(folder / "quarantine.csv").set_index("path")["reason"]
 
 
-def test_a_film_that_could_not_be_decoded_is_left_out_and_named(tmp_path):
+def test_a_image_that_could_not_be_decoded_is_left_out_and_named(tmp_path):
     manifest = make_manifest()
     finished, reasons = finish(manifest, [0, 5], tmp_path)
     assert dict(reasons) == dict.fromkeys(manifest.loc[[0, 5], "path"], "truncated")
@@ -39,25 +39,25 @@ def test_a_film_that_could_not_be_decoded_is_left_out_and_named(tmp_path):
     assert set(finished.loc[finished["split"] == "test", "fold"]) == {-1}
 
 
-def test_a_film_whose_disk_fails_for_a_while_is_waited_for(tmp_path, monkeypatch):
-    film = tmp_path / "film.png"
-    film.write_bytes(b"pixels")
+def test_a_image_whose_disk_fails_for_a_while_is_waited_for(tmp_path, monkeypatch):
+    image = tmp_path / "image.png"
+    image.write_bytes(b"pixels")
     fail_to_read(monkeypatch, 3)
-    assert read_again(film, hashlib.sha256(b"pixels").hexdigest()) == b"pixels"
+    assert read_again(image, hashlib.sha256(b"pixels").hexdigest()) == b"pixels"
 
 
-def test_a_film_that_is_gone_or_another_one_since_the_scan_ends_the_run_in_one_line(tmp_path):
+def test_a_image_that_is_gone_or_another_one_since_the_scan_ends_the_run_in_one_line(tmp_path):
     """Left out, it would be missed for good: the cache remembers what cannot be decoded."""
-    film = tmp_path / "film.png"
+    image = tmp_path / "image.png"
     with pytest.raises(RunError, match=r"cannot be read any more \(No such file or directory\)"):
-        read_again(film, "0" * 64)
-    film.write_bytes(b"pixels")
-    assert read_again(film, hashlib.sha256(b"pixels").hexdigest()) == b"pixels"
+        read_again(image, "0" * 64)
+    image.write_bytes(b"pixels")
+    assert read_again(image, hashlib.sha256(b"pixels").hexdigest()) == b"pixels"
     with pytest.raises(RunError, match="was changed after the data was scanned; the same command scans anew"):
-        read_again(film, "0" * 64)
+        read_again(image, "0" * 64)
 
 
-def test_a_bone_whose_last_train_film_failed_is_not_tested_either(tmp_path):
+def test_a_bone_whose_last_train_image_failed_is_not_tested_either(tmp_path):
     manifest = make_manifest({"elbow": (30, 30), "hand": (30, 30), "wrist": (1, 0)})
     wrist = manifest["bone"] == "wrist"
     finished, reasons = finish(manifest, wrist & (manifest["split"] == "train"), tmp_path)
@@ -82,7 +82,7 @@ def test_folds_that_another_version_cut_are_not_continued(tmp_path):
     with pytest.raises(ConfigError, match="its rows or folds are not those of this command"):
         finish(manifest, [], tmp_path)
     finished.assign(path="moved").to_parquet(tmp_path / "manifest.parquet")
-    finish(manifest, [], tmp_path)  # where the films lie does not count
+    finish(manifest, [], tmp_path)  # where the images lie does not count
     finished[::-1].to_parquet(tmp_path / "manifest.parquet")
     with pytest.raises(ConfigError, match="its rows or folds are not those of this command"):
         finish(manifest, [], tmp_path)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 from factories import make_manifest
-from ray_helpers import TINY, User, make_user, write_films
+from ray_helpers import TINY, User, make_user, write_images
 
 from mura_models.data.dataset import DataSet, read_dataset
 from mura_models.data.preprocessing import Preprocessing
 from mura_models.networks.backbones import BackboneSpec
 from mura_models.training.finetune_settings import FinetuneSettings
 from orchestrator.cli import run_command
-from orchestrator.ingest.decode import name_films
+from orchestrator.ingest.decode import name_images
 from orchestrator.preflight.disk_forecast import (
     BackboneSize,
     DiskForecast,
@@ -47,8 +47,8 @@ def forecast(config: RunConfig, present: Present | None = None) -> DiskForecast:
         (replace(QUICK, num_folds=4), QUICK),
         (replace(QUICK, kept_epoch="best"), QUICK),
         (replace(QUICK, early_stopping=True), QUICK),  # audits
-        (replace(QUICK, refit_seeds=2), QUICK),
-        (replace(QUICK, refit_seeds=2, ensemble=True), replace(QUICK, refit_seeds=2)),
+        (replace(QUICK, replicate_seeds=2), QUICK),
+        (replace(QUICK, replicate_seeds=2, ensemble=True), replace(QUICK, replicate_seeds=2)),
         (NETWORKS, replace(NETWORKS, finetune=FinetuneSettings(ema_decay=0.0))),
         (replace(NETWORKS, finetune_trials=3), NETWORKS),
     ],
@@ -58,12 +58,12 @@ def test_what_is_written_more_of_takes_more_room(dearer: RunConfig, than: RunCon
     assert forecast(dearer).cache == forecast(than).cache
 
 
-def test_the_cache_holds_films_by_their_side_and_embeddings_by_their_width() -> None:
-    num_films = len(make_manifest())
+def test_the_cache_holds_images_by_their_side_and_embeddings_by_their_width() -> None:
+    num_images = len(make_manifest())
     large = replace(QUICK, preprocessing=Preprocessing(image_size_px=512))
-    assert forecast(large).cache == pytest.approx(2 * num_films * 512**2, rel=0.01)  # twice, should one of them fail
-    assert forecast(large, Present(has_films=True)).cache == pytest.approx(num_films * 4 * 1280 * 2, rel=0.02)
-    assert forecast(large, Present(has_films=True, has_embeddings=True)).cache == 0
+    assert forecast(large).cache == pytest.approx(2 * num_images * 512**2, rel=0.01)  # twice, should one of them fail
+    assert forecast(large, Present(has_images=True)).cache == pytest.approx(num_images * 4 * 1280 * 2, rel=0.02)
+    assert forecast(large, Present(has_images=True, has_embeddings=True)).cache == 0
 
 
 def test_what_has_ended_takes_no_more_room() -> None:
@@ -129,13 +129,13 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> User:
 
 @pytest.fixture(scope="module")
 def dataset(user: User) -> DataSet:
-    return read_dataset(write_films(user.home / "films"))
+    return read_dataset(write_images(user.home / "images"))
 
 
 def test_a_run_leaves_at_most_what_was_forecast(user: User, dataset: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     rundir = RunDir(user.home / "run")
-    films = user.home / "films" / "manifest.csv"
-    done = user.run_study("--data", films, "--run-dir", rundir.root, *TINY, "--no-early-stopping")
+    images = user.home / "images" / "manifest.csv"
+    done = user.run_study("--data", images, "--run-dir", rundir.root, *TINY, "--no-early-stopping")
     assert "error" not in done.stdout
     config = replace(
         RunConfig(num_trials=2, num_epochs=3, num_folds=2, early_stopping=False, finetune_epochs=3),
@@ -149,7 +149,7 @@ def test_a_run_leaves_at_most_what_was_forecast(user: User, dataset: DataSet, mo
     assert 1 <= before.cache / weigh(user.cache / "mura") < 2
     monkeypatch.setenv("XDG_CACHE_HOME", str(user.cache))
     present = find_present(config, dataset.manifest, rundir)
-    assert (present.has_films, present.has_embeddings) == (True, True)
+    assert (present.has_images, present.has_embeddings) == (True, True)
     assert set(present.states) == {trial.trial for trial in plan.trials} > set(present.checkpoint_bytes)
     after = forecast_run(config, dataset.manifest, plan, rundir)
     assert (after.cache, after.run < before.run / 5) == (0, True)
@@ -166,7 +166,7 @@ def test_what_a_stopped_run_left_counts_and_a_damaged_line_does_not(
     line = '{"trial": "a/b/001", "state": "COMPLETE"}'
     rundir.journal.write_text(f'{line}\n{{"trial\n{{"trial": "a/b/000", "state": "RUNNING"}}\n{{"trial": "a/b/0')
     config = RunConfig(preprocessing=Preprocessing(image_size_px=64))
-    store = name_films(tmp_path / "mura", config.preprocessing, sorted(set(dataset.manifest["digest"])))
+    store = name_images(tmp_path / "mura", config.preprocessing, sorted(set(dataset.manifest["digest"])))
     unfinished = store.with_name(f".{store.name}.part")
     unfinished.mkdir(parents=True)
     with (unfinished / "all.npy").open("wb") as file:
@@ -175,7 +175,7 @@ def test_what_a_stopped_run_left_counts_and_a_damaged_line_does_not(
     present = find_present(config, dataset.manifest, rundir)
     assert present.states == {"a/b/001": "COMPLETE"}
     assert present.checkpoint_bytes == {"a/b/000": 12}
-    assert 4096 <= present.film_bytes < MB
+    assert 4096 <= present.image_bytes < MB
     assert rundir.journal.read_text().endswith("0")  # left as it was: another process may be writing it
 
 
@@ -191,8 +191,8 @@ def test_a_run_that_finds_no_room_is_refused_before_ray_starts(
     )
     monkeypatch.setattr("orchestrator.preflight.run_checks.connected", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    films = str(user.home / "films" / "manifest.csv")
-    assert run_command(["--all-bones", "--data", films, "--run-dir", str(tmp_path / "run"), *TINY]) == 2
+    images = str(user.home / "images" / "manifest.csv")
+    assert run_command(["--all-bones", "--data", images, "--run-dir", str(tmp_path / "run"), *TINY]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: disk needs up to ")
     assert "10 MB free: make room, or give another $XDG_CACHE_HOME or another --run-dir" in error
@@ -203,8 +203,8 @@ def test_a_dry_run_says_what_the_disk_needs(
     dataset: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], user: User
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    films = str(user.home / "films" / "manifest.csv")
-    assert run_command(["--all-bones", "--data", films, "--dry-run", *TINY]) == 0
+    images = str(user.home / "images" / "manifest.csv")
+    assert run_command(["--all-bones", "--data", images, "--dry-run", *TINY]) == 0
     assert "MB in the run directory, 3 MB in the cache" in capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ray_helpers import BIN, TINY, User, find_free_port, make_user, wait_until, write_films
+from ray_helpers import BIN, TINY, User, find_free_port, make_user, wait_until, write_images
 
 from mura_models.errors import ConfigError
 from mura_models.networks.backbones import BackboneSpec
@@ -21,7 +21,7 @@ from orchestrator.preflight.node_facts import find_port_holder, try_download
 from orchestrator.preflight.ray_token import TokenFacts, find_token_facts, is_readable_by_others, judge_tokens
 from orchestrator.preflight.run_checks import examine_weights
 from orchestrator.run.config import RunConfig
-from orchestrator.run.execution import Placement
+from orchestrator.run.execution import ExecutionOptions
 from orchestrator.run.presets import make_preset
 
 VERSIONS = {
@@ -197,7 +197,7 @@ def test_a_file_that_holds_no_token_is_told_at_once(
     if is_named:
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
     put(path)
-    findings = judge_tokens(find_token_facts(Placement()))
+    findings = judge_tokens(find_token_facts(ExecutionOptions()))
     name = f"RAY_AUTH_TOKEN_PATH={path}" if is_named else str(path)
     told = f"token: {name}: none can be read there: write the token there as plain text, or unset or remove it"
     is_wrong = is_named or is_wrong_as_rays_own
@@ -225,18 +225,18 @@ def test_a_token_that_a_run_closes_by_itself_is_no_warning(tmp_path: Path, monke
     for path in (tmp_path / ".ray" / "auth_token", tmp_path / "mine"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("a" * 64)
-    assert not find_token_facts(Placement()).is_readable_by_others
+    assert not find_token_facts(ExecutionOptions()).is_readable_by_others
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "mine"))
-    facts = find_token_facts(Placement())
+    facts = find_token_facts(ExecutionOptions())
     assert (facts.source, facts.is_readable_by_others) == (str(tmp_path / "mine"), True)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / ".ray" / "auth_token"))  # then it is left as it is
-    assert find_token_facts(Placement()).is_readable_by_others
+    assert find_token_facts(ExecutionOptions()).is_readable_by_others
 
 
 def test_an_address_that_no_run_can_join_is_one_finding_among_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     config = make_preset("quick")
-    found = list(examine(replace(config, backbone=replace(config.backbone, weights="none")), Placement(), None))
+    found = list(examine(replace(config, backbone=replace(config.backbone, weights="none")), ExecutionOptions(), None))
     assert {"python", "packages", "disk:"} <= {finding.what for finding in found}
     (told,) = [str(finding) for finding in found if finding.level == "problem"]
     assert "RAY_ADDRESS=http://127.0.0.1:8265" in told
@@ -250,7 +250,7 @@ def test_a_dashboard_whose_port_is_taken_is_a_warning() -> None:
 
 @contextmanager
 def listener(greeting: bytes) -> Iterator[int]:
-    """Answer everybody on a port of 127.0.0.1 with this; give the port."""
+    """Answer everybody on a port of 127.0.0.1 with this; return the port."""
 
     class Greeter(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -271,9 +271,9 @@ def listener(greeting: bytes) -> Iterator[int]:
 def test_a_program_that_speaks_no_http_is_told_in_one_line(greeting: bytes) -> None:
     with listener(greeting) as port:
         assert find_port_holder(port) == "another program"
-        is_there, why = try_download(f"http://127.0.0.1:{port}/resnet18.pth")
+        is_there, reason = try_download(f"http://127.0.0.1:{port}/resnet18.pth")
     assert is_there is False
-    assert why.isprintable() and why
+    assert reason.isprintable() and reason
 
 
 def test_the_dashboard_of_another_ray_is_known_by_its_page() -> None:
@@ -313,10 +313,10 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> User:
 
 
 def test_doctor_finds_a_sound_machine_sound_and_leaves_no_trace(user: User) -> None:
-    films = write_films(user.home / "films", num_train=20, num_test=4)
+    images = write_images(user.home / "images", num_train=20, num_test=4)
     run_dir = user.home / "runs" / "mine"
     run_dir.parent.mkdir()
-    done = user.call(BIN / "mura", "doctor", "--data", films, "--run-dir", run_dir, *TINY)
+    done = user.call(BIN / "mura", "doctor", "--data", images, "--run-dir", run_dir, *TINY)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout + done.stderr
     for start in (

@@ -100,13 +100,13 @@ def test_the_same_report_gives_the_same_bytes(rundir):
 
 def test_phantom_is_said_on_page_title_and_every_figure(tmp_path):
     page = read_page(write_run(tmp_path, is_phantom=True))
-    assert page.text.count("PHANTOM: synthetic films") >= 3
+    assert page.text.count("PHANTOM: synthetic images") >= 3
     for svg in page.figures():
-        assert "PHANTOM: synthetic films" in svg
+        assert "PHANTOM: synthetic images" in svg
     assert all("PHANTOM" in image["alt"] for image in page.images)
 
 
-def test_real_films_are_not_called_phantom(rundir):
+def test_real_images_are_not_called_phantom(rundir):
     assert "PHANTOM" not in rundir.report_html.read_text(encoding="utf-8") + "".join(read_page(rundir).figures())
 
 
@@ -122,8 +122,8 @@ def test_bone_names_with_markup_stay_text(tmp_path):
 
 def test_failed_search_is_said_first_and_in_its_row(tmp_path):
     search = "specialist:leg/mlp_probe"
-    why = f"{search}: every trial failed at /wards/jane/x.py"
-    page = read_page(write_run(tmp_path, failed={search: why}))
+    reason = f"{search}: every trial failed at /wards/jane/x.py"
+    page = read_page(write_run(tmp_path, failed={search: reason}))
     assert "1 of 5 searches failed." in page.text
     assert page.text.count("every trial failed at x.py") == 2
     assert page.text.index("searches failed") < page.text.index("What serves each bone, and why")
@@ -132,7 +132,9 @@ def test_failed_search_is_said_first_and_in_its_row(tmp_path):
 
 def test_run_without_router_says_so(tmp_path):
     page = read_page(write_run(tmp_path, with_router=False))
-    told = "This run has no router: nothing names the bone, so the best baseline serves all bones, and served_routed is"
+    told = (
+        "This run has no router: nothing names the bone, so the best baseline serves all bones, and selected_routed is"
+    )
     assert told in page.text
     assert not [image for image in page.images if "router" in image["alt"].lower() and "matrix" in image["alt"]]
 
@@ -155,7 +157,7 @@ def test_verdict_follows_the_interval(difference, ci95, verdict):
 def test_answer_without_interval_says_why():
     report = make_report(("hand", "hip"))
     for row in report["comparisons"]:
-        row |= {"ci95": None, "p": None, "why": "too few"}
+        row |= {"ci95": None, "p": None, "reason": "too few"}
     answer = write_answer(list_headlines(report), "baseline_mlp_probe")
     assert "cannot be judged against the best baseline, +0.030 (no interval: too few)" in answer
 
@@ -163,8 +165,8 @@ def test_answer_without_interval_says_why():
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("file=/data/films/x.png: broken", "file=x.png: broken"),
-        ("C:\\films\\x.png is empty", "x.png is empty"),
+        ("file=/data/images/x.png: broken", "file=x.png: broken"),
+        ("C:\\images\\x.png is empty", "x.png is empty"),
         ("hand/wrist 3/4 n/a", "hand/wrist 3/4 n/a"),
         ("'/a/b/c.csv'", "'c.csv'"),
     ],
@@ -180,7 +182,7 @@ def test_terminal_tables_fit_80_columns_with_whole_names(tmp_path):
     for system in SYSTEM_NAMES:
         assert len(re.findall(rf"^{system}  +0\.800 \[0\.750, 0\.850\]  0\.800", text, re.M)) == 2
     assert "+0.030, 95% CI +0.010 to +0.050: better" in text
-    assert text.count("PHANTOM: synthetic films") == 3
+    assert text.count("PHANTOM: synthetic images") == 3
     assert text.isascii()
 
 

@@ -18,7 +18,7 @@ from report_factories import (
     make_exploration,
     make_paper,
     make_predictions,
-    make_refit,
+    make_replicate,
     make_report,
     make_trials,
 )
@@ -44,12 +44,12 @@ Place = tuple[Any, ...]
 
 
 def make_full_report() -> dict[str, Any]:
-    """Give a report in which every part of the page is there."""
+    """Return a report in which every part of the page is there."""
     report: dict[str, Any] = make_report(
         BONES,
         paper=make_paper("hand"),
         audit={"asked": 2, "trials": make_audited(0.01, -0.2)},
-        refits={SEARCH: make_refit([11])},
+        replicates={SEARCH: make_replicate([11])},
         candidates={"linear_probe": 0.96, "finetune": 0.94},
         failed={"specialist:leg/mlp_probe": "specialist:leg/mlp_probe: every trial failed"},
     )
@@ -77,15 +77,15 @@ WINNERS = {
 
 
 def show_report(parts: dict[str, Any]) -> str:
-    """Give report.html without its figures."""
+    """Return report.html without its figures."""
     nothing = Figures(**{field.name: () for field in dataclasses.fields(Figures)})
-    films = gather_data_parts(parts["exploration"] | {"samples": []}, Path())
-    return render_page(parts["report"], parts["winners"], nothing, films)
+    images = gather_data_parts(parts["exploration"] | {"samples": []}, Path())
+    return render_page(parts["report"], parts["winners"], nothing, images)
 
 
 @pytest.fixture
 def show_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], str]:
-    """Give what gives data.html without its figures."""
+    """Return what gives data.html without its figures."""
     monkeypatch.setattr(page_module, "draw_data", lambda *_: [])
     rundir = RunDir(tmp_path)
     rundir.samples.mkdir()
@@ -142,7 +142,7 @@ def check_harmless(html: str, plain: Elements, where: Place) -> bool:
 
 
 def list_strings(content: Any, path: Place = ()) -> Iterator[tuple[Place, bool]]:
-    """Give the place of every string, and whether it is a key."""
+    """Return the place of every string, and whether it is a key."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield (*path, key), True
@@ -166,7 +166,7 @@ def choose_places(parts: dict[str, Any]) -> list[tuple[Place, bool]]:
 
 
 def put_payload(parts: dict[str, Any], path: Place, *, is_key: bool) -> dict[str, Any]:
-    """Give a copy with the payload behind a string, or behind a key."""
+    """Return a copy with the payload behind a string, or behind a key."""
     changed = copy.deepcopy(parts)
     holder: Any = changed
     for step in path[:-1]:
@@ -208,10 +208,10 @@ def test_figures_are_drawn_with_markup_in_every_name_as_text() -> None:
 
 
 def list_shapes(bones: tuple[str, ...]) -> set[tuple[str, str]]:
-    """Give the elements and attributes of all figures of a run over these bones; no link leads out of its figure."""
+    """Return the elements and attributes of all figures of a run over these bones; no link leads out of its figure."""
     report = make_report(bones)
     for row in report["comparisons"]:
-        row["why"] = bones[0]
+        row["reason"] = bones[0]
     searches = report["run"]["searches"]
     exploration = make_exploration(bones, report["data"])
     specialist = next(search for search in searches if bones[0] in search)

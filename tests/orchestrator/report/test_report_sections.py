@@ -1,4 +1,4 @@
-"""The report's parts beyond the run's own figures: the paper's, the winners' curves, audit, refits and the router."""
+"""The report's parts beyond the run's own figures: the paper's, the winners' curves, audit, replicates and the router."""
 
 import dataclasses
 import re
@@ -15,7 +15,7 @@ from report_factories import (
     make_audited,
     make_exploration,
     make_paper,
-    make_refit,
+    make_replicate,
     make_report,
     make_trials,
     print_to_text,
@@ -43,19 +43,19 @@ MEASURES = ("Loss", "Accuracy")
 
 
 def show(**changes):
-    """Give the page of such a report without its figures, which take the time."""
+    """Return the page of such a report without its figures, which take the time."""
     return render(make_report(("hand", "leg", "hip"), **changes))
 
 
 def render(report):
-    """Give the page of a report without its figures."""
+    """Return the page of a report without its figures."""
     nothing = Figures(**{field.name: () for field in dataclasses.fields(Figures)})
     exploration = make_exploration(("hand", "leg", "hip"), report["data"]) | {"samples": []}
     return Page(render_page(report, {}, nothing, gather_data_parts(exploration, Path())))
 
 
 def say(root, **changes):
-    """Give what the terminal shows of a report."""
+    """Return what the terminal shows of a report."""
     rundir = RunDir(root)
     write_json(rundir.report_json, make_report(("hand", "leg", "hip"), **changes))
     return print_to_text(rundir)
@@ -85,7 +85,7 @@ def test_a_bone_without_a_specialist_is_no_zero_in_table_and_plot():
     plots = {drawing.name: drawing.svg for drawing in draw_differences(Canvas(is_phantom=False), report)}
     assert {name: svg.count("no specialist") for name, svg in plots.items()} == {
         "differences_specialists_baseline_mlp_probe": 1,
-        "differences_served_baseline_mlp_probe": 0,
+        "differences_selected_baseline_mlp_probe": 0,
     }
 
 
@@ -96,11 +96,11 @@ def test_what_routing_errors_change_where_the_baseline_answers_is_shown():
             row |= {"difference": -0.01, "ci95": [-0.02, 0.0]}
     rows = {row["a"]: row for row in list_bone_comparisons(report) if row["bone"] == "leg"}
     assert rows["specialists_mlp_probe_routed"]["difference"] == -0.01
-    assert rows["specialists_mlp_probe_oracle"]["why"] == "no specialist"
-    assert rows["served_oracle"]["difference"] == 0.03
+    assert rows["specialists_mlp_probe_oracle"]["reason"] == "no specialist"
+    assert rows["selected_oracle"]["difference"] == 0.03
 
 
-@pytest.mark.parametrize("system", ["served_oracle", "specialists_mlp_probe_oracle"])
+@pytest.mark.parametrize("system", ["selected_oracle", "specialists_mlp_probe_oracle"])
 def test_a_missing_figure_is_explained_where_nothing_was_routed(system):
     report = make_report(("hand", "leg", "hip"))
     report["comparisons"] = [row for row in report["comparisons"] if row["a"] == system]
@@ -110,7 +110,7 @@ def test_a_missing_figure_is_explained_where_nothing_was_routed(system):
 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory):
-    """Give the page of a run whose winners kept the weights of an epoch."""
+    """Return the page of a run whose winners kept the weights of an epoch."""
     return read_page(write_run(tmp_path_factory.mktemp("curves"), kept_epoch=3))
 
 
@@ -160,7 +160,7 @@ def test_the_papers_unequal_pair_is_called_unfair_in_sentence_card_and_terminal(
         ("paper", "specialists_mlp_probe_routed", False),
         ("paper", "specialists_finetune_oracle", False),
         ("paper", "specialists_two_stage_probe_oracle", True),
-        ("paper", "served_routed", True),
+        ("paper", "selected_routed", True),
     ],
 )
 def test_a_pair_is_fair_where_both_were_trained_alike(preset, system, expected):
@@ -168,7 +168,7 @@ def test_a_pair_is_fair_where_both_were_trained_alike(preset, system, expected):
 
 
 def test_page_says_what_the_papers_baselines_were_trained_by():
-    assert "It was given as many trials and updates as each specialist of its recipe." in show().text
+    assert "It was given as many trials and steps as each specialist of its recipe." in show().text
     text = show(config={"preset": "paper"}).text
     assert "as each specialist" not in text
     assert "Only that of two_stage_probe was trained by the settings of its specialists" in text
@@ -228,7 +228,7 @@ def test_learning_curves_name_their_metric_and_its_unit(metric, label):
 
 
 def test_the_ring_is_not_called_what_is_shipped_where_winners_were_trained_again(tmp_path):
-    text = read_page(write_run(tmp_path, kept_epoch=3, refits={SEARCH: make_refit([12])})).text
+    text = read_page(write_run(tmp_path, kept_epoch=3, replicates={SEARCH: make_replicate([12])})).text
     assert "Ring: the epoch by which the trial was judged; shipped are the weights of its trainings" in text
     assert "whose weights were kept" not in text
 
@@ -286,15 +286,15 @@ def test_an_audit_whose_trials_all_failed_does_not_say_that_none_was_stopped():
 
 
 def test_a_setting_that_was_left_open_says_what_that_means():
-    finetune = {"backbone_lr_factor": None, "frozen_epochs": 0}
-    config = {"bones": None, "num_updates": None, "another": None, "recipes": ["a", "b"], "finetune": finetune}
+    finetune = {"backbone_lr_factor": None, "freeze_backbone_epochs": 0}
+    config = {"bones": None, "num_steps": None, "another": None, "recipes": ["a", "b"], "finetune": finetune}
     assert dict(list_settings(config)) == {
         "bones": "all",
-        "num_updates": "set by the number of images",
+        "num_steps": "set by the number of images",
         "another": "by default",
         "recipes": "a, b",
         "finetune.backbone_lr_factor": "1, 0.3 and 0.1 in turn",
-        "finetune.frozen_epochs": "0",
+        "finetune.freeze_backbone_epochs": "0",
     }
 
 
@@ -312,12 +312,13 @@ def test_terminal_is_silent_about_an_audit_without_trials(tmp_path, audit):
     assert "audit" not in say(tmp_path, audit=audit)
 
 
-def test_refits_tell_the_flattering_score_from_the_mean_over_seeds():
-    refits = {SEARCH: make_refit([12]), "specialist:leg/mlp_probe": make_refit([11, 12, 13])}
-    text = show(refits=refits).text
+def test_replicates_tell_the_flattering_score_from_the_mean_over_seeds():
+    replicates = {SEARCH: make_replicate([12]), "specialist:leg/mlp_probe": make_replicate([11, 12, 13])}
+    text = show(replicates=replicates).text
     assert "best among its trials and so flatters" in text
     assert (
-        f"{SEARCH} 0.834 0.801 \u00b1 0.011 over 3 seeds: 0.801, 0.812, 0.790 the median one {SEARCH}/refit/12" in text
+        f"{SEARCH} 0.834 0.801 \u00b1 0.011 over 3 seeds: 0.801, 0.812, 0.790 the median one {SEARCH}/replicate/12"
+        in text
     )
     assert "all 3, as an ensemble" in text
     assert "trained again" not in show().text
@@ -333,17 +334,19 @@ def test_router_names_its_recipe_and_what_it_was_chosen_among():
 def test_router_section_says_what_routing_errors_cost():
     report = make_report(("hand", "leg", "hip"))
     for row in report["comparisons"]:
-        if row["b"] == "served_oracle" and row["scope"] == "mean_of_bones" and row["metric"] == "auroc":
+        if row["b"] == "selected_oracle" and row["scope"] == "mean_of_bones" and row["metric"] == "auroc":
             lies_in = {"study": -0.004, "image": -0.1}[row["unit"]]
             row |= {"difference": lies_in, "ci95": [lies_in - 0.003, lies_in + 0.001], "p": 0.07}
     text = render(report).text
     section = text[text.rindex("The router is a") : text.index("ROC curves")]
-    assert "served_routed minus served_oracle is \u22120.004 (95% CI \u22120.007 to \u22120.003, p 0.070)" in section
+    assert (
+        "selected_routed minus selected_oracle is \u22120.004 (95% CI \u22120.007 to \u22120.003, p 0.070)" in section
+    )
     few = make_report(("hand", "leg", "hip"))
     for row in few["comparisons"]:
-        row |= {"ci95": None, "p": None, "why": "too few"}
-    assert "served_oracle is +0.030 (no interval: too few)" in render(few).text
-    assert "What routing errors cost: served_routed" not in show(with_router=False).text
+        row |= {"ci95": None, "p": None, "reason": "too few"}
+    assert "selected_oracle is +0.030 (no interval: too few)" in render(few).text
+    assert "What routing errors cost: selected_routed" not in show(with_router=False).text
 
 
 def test_every_recipe_has_a_line_among_the_words():
@@ -354,8 +357,8 @@ def test_every_recipe_has_a_line_among_the_words():
 
 @pytest.mark.parametrize("recipe", RECIPE_GLOSSES)
 def test_names_of_systems_are_understood_whatever_the_recipe(recipe):
-    systems = [f"baseline_{recipe}", f"specialists_{recipe}_oracle", f"specialists_{recipe}_routed", "served_routed"]
-    assert [name_family(system) for system in systems] == ["baseline", "specialists", "specialists", "served"]
+    systems = [f"baseline_{recipe}", f"specialists_{recipe}_oracle", f"specialists_{recipe}_routed", "selected_routed"]
+    assert [name_family(system) for system in systems] == ["baseline", "specialists", "specialists", "selected"]
     assert len({gloss_system(system) for system in systems} - {""}) == 4
     assert list_pairs(systems, systems[0])[:2] == [(systems[1], systems[0]), (systems[2], systems[0])]
 
@@ -366,7 +369,7 @@ def test_what_the_run_brings_stays_text(tmp_path):
     changes = {
         "paper": make_paper(NASTY),
         "audit": {"asked": 1, "trials": audited},
-        "refits": {search: make_refit([12])},
+        "replicates": {search: make_replicate([12])},
         "candidates": {NASTY: 0.9, "finetune": 0.8},
     }
     page = show(**changes)
@@ -379,7 +382,7 @@ def test_what_the_run_brings_stays_text(tmp_path):
 @pytest.mark.skipif(find_chromium() is None, reason="chromium is not installed")
 def test_every_part_fits_a_desktop_a_phone_and_paper(tmp_path):
     bone = "a_very_long_bone_name_without_any_space_in_it_at_all"
-    trials = [f"specialist:{bone}/two_stage_probe/refit/{seed}" for seed in range(5)]
+    trials = [f"specialist:{bone}/two_stage_probe/replicate/{seed}" for seed in range(5)]
     audited = [trial | {"trial": trials[0]} for trial in make_audited(0.01, -0.2)]
     rundir = write_run(
         tmp_path / "run",
@@ -388,7 +391,7 @@ def test_every_part_fits_a_desktop_a_phone_and_paper(tmp_path):
         kept_epoch=5,
         paper=make_paper(bone),
         audit={"asked": 2, "trials": audited},
-        refits={f"specialist:{bone}/two_stage_probe": make_refit([11]) | {"shipped": trials}},
+        replicates={f"specialist:{bone}/two_stage_probe": make_replicate([11]) | {"shipped": trials}},
         candidates={"linear_probe": 0.96, "finetune": 0.941},
     )
     check_layout(rundir, tmp_path / "profile")

@@ -26,8 +26,8 @@ OTHER_RUNS = [
     {"sampling": ("balanced_bones",)},
     {"held_out": "fold_0"},
     {"kept_epoch": "best"},
-    {"num_updates": 7},
-    {"refit_seeds": 2},
+    {"num_steps": 7},
+    {"replicate_seeds": 2},
     {"finetune_epochs": 3},
     {"finetune": FinetuneSettings(rotation_degrees=30)},
     {"metric": "kappa"},
@@ -57,8 +57,11 @@ def test_the_paper_preset_has_the_papers_settings():
         ({"sampling": ("heavy",)}, "sampling=heavy: must be one of plain, balanced_bones"),
         ({"activation": "gelu"}, "activation=gelu: must be one of relu, none"),
         ({"recipes": ("forest",)}, "recipes=forest: must be one of linear_probe"),
-        ({"ensemble": True}, "refit_seeds=0: an ensemble needs at least 2"),
-        ({"finetune": FinetuneSettings(frozen_epochs=12)}, "frozen_epochs=12: must be below finetune_epochs=12"),
+        ({"ensemble": True}, "replicate_seeds=0: an ensemble needs at least 2"),
+        (
+            {"finetune": FinetuneSettings(freeze_backbone_epochs=12)},
+            "freeze_backbone_epochs=12: must be below finetune_epochs=12",
+        ),
         ({"grace_fraction": 1.5}, r"grace_fraction=1.5: must lie in \[0, 1\]"),
         ({"sampling": ()}, "sampling: name at least one"),
         ({"recipes": ()}, "recipes: name at least one"),
@@ -95,7 +98,7 @@ def test_the_full_preset_trains_whole_networks_as_stanford_did():
     config = make_preset("full")
     assert config == full()
     assert (config.backbone.name, config.preprocessing.image_size_px) == ("densenet169", 320)
-    assert (config.refit_seeds, config.ensemble, config.finetune.rotation_degrees) == (5, True, 30.0)
+    assert (config.replicate_seeds, config.ensemble, config.finetune.rotation_degrees) == (5, True, 30.0)
     assert "finetune" in config.recipes
 
 
@@ -103,7 +106,7 @@ def test_the_full_preset_trains_whole_networks_as_stanford_did():
     ("wrong", "told"),
     [
         ({"backbone_lr_factor": 0}, "backbone_lr_factor=0"),
-        ({"frozen_epochs": -1}, "frozen_epochs=-1"),
+        ({"freeze_backbone_epochs": -1}, "freeze_backbone_epochs=-1"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"rotation_degrees": 181}, "rotation_degrees=181"),
         ({"zoom": 1.0}, "zoom=1.0"),

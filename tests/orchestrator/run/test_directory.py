@@ -13,7 +13,7 @@ import pytest
 from factories import list_names
 
 from mura_models.errors import ConfigError
-from mura_models.storage import whole_file, whole_folder
+from mura_models.storage import atomic_directory, atomic_write
 from orchestrator.run.directory import RunDir
 from orchestrator.run.files import read_json, to_plain, write_json, write_table
 from orchestrator.run.journal import Journal
@@ -40,7 +40,7 @@ def write_line(journal, trial="baseline/mlp_probe/000", epoch=1, state="RUNNING"
         metrics=metrics,
         decision="continue" if state == "RUNNING" else "stop",
         state=state,
-        why=None,
+        reason=None,
         worker=None,
     )
 
@@ -52,35 +52,35 @@ def journal(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside(tmp_path):
-    path = tmp_path / "served.json"
+    path = tmp_path / "selected.json"
     write_json(path, {"a": 1})
 
     def fail_half_way():
-        with whole_file(path) as aside:
-            aside.write_text("half")
+        with atomic_write(path) as partial:
+            partial.write_text("half")
             raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError, match="disk full"):
         fail_half_way()
     assert read_json(path) == {"a": 1}
-    assert list_names(tmp_path) == ["served.json"]
+    assert list_names(tmp_path) == ["selected.json"]
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "bundle"
-    with whole_folder(path) as aside:
-        (aside / "old").write_text("1")
+    with atomic_directory(path) as partial:
+        (partial / "old").write_text("1")
 
     def fail_half_way():
-        with whole_folder(path) as aside:
-            (aside / "new").write_text("2")
+        with atomic_directory(path) as partial:
+            (partial / "new").write_text("2")
             raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError, match="disk full"):
         fail_half_way()
     assert list_names(path) == ["old"]
-    with whole_folder(path) as aside:
-        (aside / "new").write_text("2")
+    with atomic_directory(path) as partial:
+        (partial / "new").write_text("2")
     assert list_names(path) == ["new"]
     assert list_names(tmp_path) == ["bundle"]
 
@@ -94,13 +94,13 @@ def set_umask():
 
 
 def modes(folder):
-    """Give the permissions of a report and a bundle."""
+    """Return the permissions of a report and a bundle."""
     return tuple((folder / name).stat().st_mode & 0o7777 for name in ("report.json", "bundle"))
 
 
 def write_both(folder):
     write_json(folder / "report.json", {})
-    with whole_folder(folder / "bundle"):
+    with atomic_directory(folder / "bundle"):
         pass
 
 
@@ -125,7 +125,7 @@ def test_what_is_replaced_keeps_its_permissions(tmp_path, set_umask):
 def test_what_replaces_a_private_file_is_private_from_the_first_byte(tmp_path, set_umask):
     (tmp_path / "report.json").touch(0o600)
     (tmp_path / "bundle").mkdir(0o700)
-    with whole_file(tmp_path / "report.json") as file, whole_folder(tmp_path / "bundle") as folder:
+    with atomic_write(tmp_path / "report.json") as file, atomic_directory(tmp_path / "bundle") as folder:
         assert file.stat().st_mode & 0o077 == 0
         assert folder.stat().st_mode & 0o077 == 0
 
@@ -216,8 +216,8 @@ def test_the_table_of_trials_has_a_row_an_epoch_sorted(journal):
 def test_any_bone_can_name_a_checkpoint(tmp_path, bone):
     rundir = RunDir(tmp_path / "run")
     path = rundir.checkpoint(f"specialist:{bone}/mlp_probe/000")
-    with whole_file(path) as aside:
-        aside.write_bytes(b"weights")
+    with atomic_write(path) as partial:
+        partial.write_bytes(b"weights")
     assert path.resolve().parent == (tmp_path / "run" / "checkpoints").resolve()
     assert list_names(tmp_path / "run") == ["checkpoints"]
 
@@ -274,7 +274,7 @@ def test_what_a_killed_driver_began_goes_and_nothing_of_anybody_elses(tmp_path):
 
 def test_a_finished_run_that_lost_a_table_is_named_in_one_line(tmp_path):
     rundir = RunDir(tmp_path)
-    for path in (rundir.report_json, rundir.served, rundir.exploration):
+    for path in (rundir.report_json, rundir.selected, rundir.exploration):
         write_json(path, {})
     write_table(rundir.trials, pd.DataFrame({"trial": ["a"]}))
     with pytest.raises(ConfigError, match=r"has no predictions\.parquet; run it anew"):

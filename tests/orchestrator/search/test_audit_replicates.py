@@ -11,11 +11,11 @@ from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.journal import Journal
 from orchestrator.search import audit
-from orchestrator.search import replicates as refit
+from orchestrator.search import replicates as replicate
 from orchestrator.search.audit import choose_audited, describe_audit, run_audit
 from orchestrator.search.plan import make_plan
-from orchestrator.search.replicates import choose_shipped, describe_refits, name_refits, run_refits
-from orchestrator.search.winners import Standing
+from orchestrator.search.replicates import choose_shipped, describe_replicates, name_replicates, run_replicates
+from orchestrator.search.winners import TrialScore
 
 CONFIG = RunConfig(num_trials=6, num_folds=3, num_epochs=4, recipes=("mlp_probe",))
 PLAN = make_plan(CONFIG, make_manifest()).of_stage(1)
@@ -23,7 +23,7 @@ HAND = "specialist:hand/mlp_probe"
 
 
 def make_stage(root, **changes):
-    """Give a stage that has a run directory and nothing to train with."""
+    """Return a stage that has a run directory and nothing to train with."""
     return SimpleNamespace(config=replace(CONFIG, **changes), plan=PLAN, rundir=RunDir(root))
 
 
@@ -37,7 +37,7 @@ def write(journal, trial, scores, state, search=HAND):
             epoch=epoch,
             metrics={"dev_auroc": score},
             state=state if is_last else "RUNNING",
-            why=None,
+            reason=None,
         )
 
 
@@ -114,12 +114,12 @@ def test_an_audited_trial_that_failed_on_its_way_says_nothing(stage):
     assert [found["trial"] for found in describe_audit(stage)] == [second]
 
 
-def crown_trial(number, score=0.82):
-    return {HAND: Standing(trial=name(number), score=score, kept_epoch=4, num_epochs=4)}
+def make_trial_winner(number, score=0.82):
+    return {HAND: TrialScore(trial=name(number), score=score, kept_epoch=4, num_epochs=4)}
 
 
-def write_refits(stage, scores, *, failed=()):
-    journal = Journal(stage.rundir.refit_journal)
+def write_replicates(stage, scores, *, failed=()):
+    journal = Journal(stage.rundir.replicate_journal)
     for number, score in enumerate(scores):
         state = "FAILED" if number in failed else "COMPLETE"
         write(journal, f"{name(0)}/seed{number}", [0.5, score], state)
@@ -131,11 +131,11 @@ def find_trial():
 
 def test_a_winner_is_trained_again_under_fresh_seeds_alone(tmp_path, monkeypatch):
     jobs = []
-    monkeypatch.setattr(refit, "run_jobs", lambda stage, found, what: jobs.extend((job, what) for job in found))
-    run_refits(make_stage(tmp_path, refit_seeds=3), crown_trial(0))
+    monkeypatch.setattr(replicate, "run_jobs", lambda stage, found, what: jobs.extend((job, what) for job in found))
+    run_replicates(make_stage(tmp_path, replicate_seeds=3), make_trial_winner(0))
     settings = find_trial().settings(CONFIG)
     assert [(job.trial, job.starts_from, what) for job, what in jobs] == [
-        (f"{name(0)}/seed{number}", "", "refit") for number in range(3)
+        (f"{name(0)}/seed{number}", "", "replicate") for number in range(3)
     ]
     seeds = {job.settings.seed for job, _ in jobs}
     assert len(seeds | {settings.seed}) == 4
@@ -146,42 +146,42 @@ def test_a_winner_is_trained_again_under_fresh_seeds_alone(tmp_path, monkeypatch
     ("scores", "median"),
     [([0.8], 0), ([0.9, 0.7, 0.8], 2), ([0.7, 0.9], 0), ([0.9, 0.6, 0.7, 0.8], 2), ([0.6, 0.9, 0.8, 0.7, 0.75], 4)],
 )
-def test_the_median_refit_is_shipped_and_of_two_the_lower(tmp_path, scores, median):
-    stage = make_stage(tmp_path, refit_seeds=len(scores))
-    write_refits(stage, scores)
+def test_the_median_replicate_is_shipped_and_of_two_the_lower(tmp_path, scores, median):
+    stage = make_stage(tmp_path, replicate_seeds=len(scores))
+    write_replicates(stage, scores)
     assert choose_shipped(stage, find_trial()) == [f"{name(0)}/seed{median}"]
 
 
-def test_an_ensemble_ships_every_refit_that_ended_well(tmp_path):
-    stage = make_stage(tmp_path, refit_seeds=3, ensemble=True)
-    write_refits(stage, [0.9, 0.7, 0.8], failed=[1])
+def test_an_ensemble_ships_every_replicate_that_ended_well(tmp_path):
+    stage = make_stage(tmp_path, replicate_seeds=3, ensemble=True)
+    write_replicates(stage, [0.9, 0.7, 0.8], failed=[1])
     assert choose_shipped(stage, find_trial()) == [f"{name(0)}/seed0", f"{name(0)}/seed2"]
 
 
 @pytest.mark.parametrize(("num_seeds", "failed"), [(0, []), (2, [0, 1])])
-def test_without_refits_the_winner_itself_is_shipped(tmp_path, num_seeds, failed):
-    stage = make_stage(tmp_path, refit_seeds=num_seeds)
-    write_refits(stage, [0.9] * num_seeds, failed=failed)
+def test_without_replicates_the_winner_itself_is_shipped(tmp_path, num_seeds, failed):
+    stage = make_stage(tmp_path, replicate_seeds=num_seeds)
+    write_replicates(stage, [0.9] * num_seeds, failed=failed)
     assert choose_shipped(stage, find_trial()) == [name(0)]
 
 
-def test_refits_are_told_with_mean_spread_and_seeds(tmp_path):
-    stage = make_stage(tmp_path, refit_seeds=3)
+def test_replicates_are_told_with_mean_spread_and_seeds(tmp_path):
+    stage = make_stage(tmp_path, replicate_seeds=3)
     scores = [0.9, 0.7, 0.8]
-    write_refits(stage, scores)
-    told = describe_refits(stage, crown_trial(0))[HAND]
+    write_replicates(stage, scores)
+    told = describe_replicates(stage, make_trial_winner(0))[HAND]
     assert (told["searched_score"], told["scores"], told["shipped"]) == (0.82, scores, [f"{name(0)}/seed2"])
     assert told["mean"] == pytest.approx(np.mean(scores))
     assert told["sd"] == pytest.approx(np.std(scores, ddof=1))
     assert len(set(told["seeds"])) == 3
 
 
-def test_one_refit_has_no_spread(tmp_path):
-    stage = make_stage(tmp_path, refit_seeds=1)
-    write_refits(stage, [0.8])
-    assert describe_refits(stage, crown_trial(0))[HAND]["sd"] is None
+def test_one_replicate_has_no_spread(tmp_path):
+    stage = make_stage(tmp_path, replicate_seeds=1)
+    write_replicates(stage, [0.8])
+    assert describe_replicates(stage, make_trial_winner(0))[HAND]["sd"] is None
 
 
-def test_refits_have_names_that_no_trial_has():
-    names = name_refits(replace(CONFIG, refit_seeds=3), find_trial())
+def test_replicates_have_names_that_no_trial_has():
+    names = name_replicates(replace(CONFIG, replicate_seeds=3), find_trial())
     assert not {trial.trial for trial in PLAN.trials} & set(names)

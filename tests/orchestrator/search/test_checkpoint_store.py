@@ -8,16 +8,16 @@ from factories import fail_to_read, list_names
 from safetensors.torch import save
 
 from mura_models.errors import StorageError
-from mura_models.training.checksums import leave_room, seal
+from mura_models.training.checksums import add_checksum, leave_room
 from orchestrator.run.directory import RunDir
-from orchestrator.search.checkpoint_store import CheckpointKeeper, read_checkpoint, remove_checkpoints, write_checkpoint
+from orchestrator.search.checkpoint_store import CheckpointStore, read_checkpoint, remove_checkpoints, write_checkpoint
 
 TRIAL = "specialist:wrist/mlp_probe/000"
 
 
 def make_content(number):
-    """Give the bytes of a checkpoint."""
-    return seal(save({"w": torch.full((8,), float(number))}, leave_room({})))
+    """Return the bytes of a checkpoint."""
+    return add_checksum(save({"w": torch.full((8,), float(number))}, leave_room({})))
 
 
 @pytest.fixture
@@ -67,10 +67,10 @@ def test_a_trial_without_checkpoint_has_none_and_nothing_to_say(tmp_path):
 
 
 def test_a_trial_takes_up_another_ones_where_it_has_none(rundir):
-    keeper = CheckpointKeeper(str(rundir.root))
-    assert keeper.load("other", TRIAL).content == make_content(2)
-    keeper.keep("other", make_content(9))
-    assert keeper.load("other", TRIAL).content == make_content(9)
+    store = CheckpointStore(str(rundir.root))
+    assert store.load("other", TRIAL).content == make_content(2)
+    store.keep("other", make_content(9))
+    assert store.load("other", TRIAL).content == make_content(9)
 
 
 def test_both_checkpoints_of_a_loser_go(rundir):
@@ -85,23 +85,23 @@ def test_a_checkpoint_that_cannot_be_read_for_a_while_is_waited_for(rundir, monk
 
 def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_damaged(rundir, monkeypatch):
     """Else the trial would begin anew and write over what is there."""
-    keeper = CheckpointKeeper(str(rundir.root))
-    keeper._patience_s = 0.0
+    store = CheckpointStore(str(rundir.root))
+    store._patience_s = 0.0
     with monkeypatch.context() as patched:
         fail_to_read(patched, 1000)
         with pytest.raises(StorageError, match=r"cannot be read \(Stale file handle\)"):
-            keeper.load(TRIAL)
-    assert keeper.load(TRIAL) == (make_content(2), None)
+            store.load(TRIAL)
+    assert store.load(TRIAL) == (make_content(2), None)
 
 
 def test_a_full_disk_is_said_and_the_old_checkpoint_stays(rundir, monkeypatch):
-    keeper = CheckpointKeeper(str(rundir.root))
-    keeper._patience_s = 0.0
+    store = CheckpointStore(str(rundir.root))
+    store._patience_s = 0.0
 
     def refuse(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", refuse)
     with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\)"):
-        keeper.keep(TRIAL, make_content(3))
+        store.keep(TRIAL, make_content(3))
     assert read_checkpoint(rundir, TRIAL) == (make_content(2), None)

@@ -19,16 +19,16 @@ from orchestrator.search.plan import make_plan
 from orchestrator.search.search_space import LR_RANGE, WEIGHT_DECAY_RANGE
 
 CONFIG = RunConfig(num_trials=7, num_folds=3)
-POINT = ["lr_schedule", "lr", "weight_decay", "boundary", "final_factor", "seed", "num_epochs", "updates_per_epoch"]
+POINT = ["lr_schedule", "lr", "weight_decay", "boundary", "final_factor", "seed", "num_epochs", "steps_per_epoch"]
 
 
 def plan_table(config=CONFIG, manifest=None):
-    """Give plan.csv."""
+    """Return plan.csv."""
     return make_plan(config, make_manifest() if manifest is None else manifest).to_table()
 
 
 def list_points(table, search):
-    """Give what the trials of a search try, in the order of their names."""
+    """Return what the trials of a search try, in the order of their names."""
     return table[table["search"] == search].sort_values("trial")[POINT].to_numpy().tolist()
 
 
@@ -166,8 +166,8 @@ def test_train_without_both_labels_is_refused():
         make_plan(CONFIG, make_manifest({"elbow": (30, 0), "hand": (30, 0)}))
 
 
-def test_a_specialist_and_the_baseline_are_trained_by_the_same_number_of_updates():
-    assert plan_table()["updates_per_epoch"].nunique() == 1
+def test_a_specialist_and_the_baseline_are_trained_by_the_same_number_of_steps():
+    assert plan_table()["steps_per_epoch"].nunique() == 1
 
 
 def test_a_planned_trial_has_the_runs_settings():
@@ -212,7 +212,7 @@ def test_a_plan_before_the_folds_are_cut_is_the_plan_after(recipe, given):
 
 
 def plan_by_search(config, manifest=None):
-    """Give a planned trial of each search, the first."""
+    """Return a planned trial of each search, the first."""
     plan = make_plan(config, make_manifest() if manifest is None else manifest)
     return {search: plan.of_search(search)[0] for search in plan.searches}
 
@@ -240,17 +240,17 @@ def test_the_papers_global_models_are_trained_in_passes_over_all_images():
     passes = math.ceil(157 * 2 / 3 / 64)  # train images, a third held out, batches of 64
     for search in ("baseline/linear_probe", "baseline/mlp_probe", "baseline/intermediate_task", "router/finetune"):
         trial = trials[search]
-        assert (trial.num_epochs, trial.updates_per_epoch, trial.patience_epochs) == (10, max(4, passes), 4), search
+        assert (trial.num_epochs, trial.steps_per_epoch, trial.patience_epochs) == (10, max(4, passes), 4), search
         assert (trial.lr_schedule, trial.lr, trial.weight_decay) == ("constant", 0.001, 0.0), search
         assert trial.sampling == "balanced_bones"
 
 
-def test_the_papers_specialists_are_trained_in_updates_that_nothing_stops():
+def test_the_papers_specialists_are_trained_in_steps_that_nothing_stops():
     trials = plan_by_search(PAPER)
     first, second = trials["specialist:hand/mlp_probe"], trials["specialist:hand/two_stage_probe"]
-    assert first.num_epochs * first.updates_per_epoch == 1000
+    assert first.num_epochs * first.steps_per_epoch == 1000
     assert (first.lr_schedule, first.lr) == ("constant", 0.01)
-    assert second.num_epochs * second.updates_per_epoch == 2000
+    assert second.num_epochs * second.steps_per_epoch == 2000
     assert [second.schedule.rate(second.lr, update, 2000) for update in (0, 999, 1000, 1999)] == pytest.approx(
         [0.01, 0.01, 0.001, 0.001]
     )
@@ -258,7 +258,7 @@ def test_the_papers_specialists_are_trained_in_updates_that_nothing_stops():
     assert (first.grace_epochs, second.grace_epochs) == (first.num_epochs, second.num_epochs)
 
 
-def test_the_fair_partner_of_the_papers_specialists_has_their_schedule_and_as_many_updates():
+def test_the_fair_partner_of_the_papers_specialists_has_their_schedule_and_as_many_steps():
     trials = plan_by_search(PAPER)
     points = [
         replace(trials[f"{target}/two_stage_probe"], search="", target="", trial="", num_images=0, forecast_s=0)
@@ -305,13 +305,13 @@ def test_a_backbones_rate_that_is_asked_for_is_that_of_every_trial():
     assert {trial.settings(config).finetune.backbone_lr_factor for trial in trials} == {0.5}
 
 
-@pytest.mark.parametrize(("num_updates", "num_epochs", "per_epoch"), [(480, 12, 40), (7, 3, 3), (2, 4, 1)])
-def test_a_budget_in_updates_is_spread_over_the_epochs(num_updates, num_epochs, per_epoch):
-    config = replace(FINETUNE, finetune_updates=num_updates, finetune_epochs=num_epochs, recipes=RECIPES)
-    config = replace(config, num_updates=num_updates, num_epochs=num_epochs)
+@pytest.mark.parametrize(("num_steps", "num_epochs", "per_epoch"), [(480, 12, 40), (7, 3, 3), (2, 4, 1)])
+def test_a_budget_in_steps_is_spread_over_the_epochs(num_steps, num_epochs, per_epoch):
+    config = replace(FINETUNE, finetune_steps=num_steps, finetune_epochs=num_epochs, recipes=RECIPES)
+    config = replace(config, num_steps=num_steps, num_epochs=num_epochs)
     trials = plan_by_search(config)
     for search in ("baseline/finetune", "specialist:hand/finetune", "baseline/mlp_probe", "specialist:hand/mlp_probe"):
-        assert (trials[search].num_epochs, trials[search].updates_per_epoch) == (num_epochs, per_epoch), search
+        assert (trials[search].num_epochs, trials[search].steps_per_epoch) == (num_epochs, per_epoch), search
 
 
 def test_no_trial_is_judged_before_its_warm_up_is_over():
@@ -320,9 +320,9 @@ def test_no_trial_is_judged_before_its_warm_up_is_over():
     schedules = {trial.trial: trial for trial in plan.of_search("baseline/finetune")}
     assert {trial.lr_schedule for trial in schedules.values()} == set(LR_SCHEDULES)
     for trial in schedules.values():
-        num_updates = trial.num_epochs * trial.updates_per_epoch
-        judged = trial.grace_epochs * trial.updates_per_epoch
-        rates = [trial.schedule.rate(trial.lr, update, num_updates) for update in range(num_updates)]
+        num_steps = trial.num_epochs * trial.steps_per_epoch
+        judged = trial.grace_epochs * trial.steps_per_epoch
+        rates = [trial.schedule.rate(trial.lr, update, num_steps) for update in range(num_steps)]
         if trial.lr_schedule in ("warmup_cosine", "one_cycle"):
             assert max(rates) == pytest.approx(max(rates[: judged + 1]), rel=0.02)
         else:
@@ -330,7 +330,7 @@ def test_no_trial_is_judged_before_its_warm_up_is_over():
 
 
 def test_no_trial_is_judged_before_its_backbone_is_trained():
-    config = replace(FINETUNE, finetune=FinetuneSettings(frozen_epochs=6))
+    config = replace(FINETUNE, finetune=FinetuneSettings(freeze_backbone_epochs=6))
     assert plan_by_search(config)["baseline/finetune"].grace_epochs == 6
     assert plan_by_search(config)["router/linear_probe"].grace_epochs == 7  # of 16
 

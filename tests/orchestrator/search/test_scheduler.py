@@ -1,4 +1,4 @@
-"""The ladders, driven as Tune drives them: who may stop whom, and that a journal brings back every decision."""
+"""The brackets, driven as Tune drives them: who may stop whom, and that a journal brings back every decision."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.utils.util import flatten_dict
 
 from orchestrator.run.journal import Journal
-from orchestrator.search.scheduler import MAX_WORKER_FAILURES, MIN_PEERS, LadderPerSearch, LadderRule, list_rungs
+from orchestrator.search.scheduler import MAX_WORKER_FAILURES, MIN_PEERS, BracketSettings, PerSearchAsha, list_rungs
 
 GRACE, EPOCHS = 2, 8  # rungs at 2 and 4
 EASY, HARD = "specialist:easy/mlp_probe", "specialist:hard/mlp_probe"
@@ -38,9 +38,9 @@ class Driver:
     def __post_init__(self):
         self.journal = Journal(self.path)
         self.trials = {}
-        self.scheduler = LadderPerSearch(
+        self.scheduler = PerSearchAsha(
             rules={
-                search: LadderRule(metric=metric, grace_epochs=GRACE, num_epochs=EPOCHS)
+                search: BracketSettings(metric=metric, grace_epochs=GRACE, num_epochs=EPOCHS)
                 for search, metric in METRICS.items()
             },
             grace_epochs=self.own_grace,
@@ -99,7 +99,7 @@ def path(tmp_path):
 
 
 def read_decisions(path):
-    """Give what was decided of every epoch, in order of arrival."""
+    """Return what was decided of every epoch, in order of arrival."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [(line["trial"], line["epoch"], line["decision"], line["state"]) for line in lines]
 
@@ -194,7 +194,7 @@ def test_a_failure_is_written_with_its_reason(path):
     driver.report(EASY, 0, 1, 0.7)
     driver.report(EASY, 0, 2, None, failure="epoch 2: dev_loss is nan")
     last = Journal(path).final_states()[f"{EASY}/000"]
-    assert (last["state"], last["why"], last["decision"]) == ("FAILED", "epoch 2: dev_loss is nan", "stop")
+    assert (last["state"], last["reason"], last["decision"]) == ("FAILED", "epoch 2: dev_loss is nan", "stop")
 
 
 def test_a_last_epoch_is_written_as_complete(path):
@@ -216,7 +216,7 @@ def test_a_worker_that_dies_for_good_is_one_failed_line(path):
     driver.report(EASY, 0, 1, 0.7)
     fail(driver, EASY, 0)
     last = Journal(path).final_states()[f"{EASY}/000"]
-    assert (last["state"], last["epoch"], last["why"]) == ("FAILED", 2, "the worker failed 4 times")
+    assert (last["state"], last["epoch"], last["reason"]) == ("FAILED", 2, "the worker failed 4 times")
 
 
 def test_a_continued_trial_that_dies_leaves_no_epoch_twice(path):
@@ -242,7 +242,7 @@ def test_a_continued_trial_that_ends_before_what_is_written_has_failed(path):
     resumed.report(EASY, 0, 2, 0.7, is_last=True)
     last = Journal(path).final_states()[f"{EASY}/000"]
     assert (last["state"], last["epoch"]) == ("FAILED", 4)
-    assert last["why"] == "trained again from a checkpoint, it ended at epoch 2 already"
+    assert last["reason"] == "trained again from a checkpoint, it ended at epoch 2 already"
 
 
 def test_an_epoch_told_twice_is_judged_once(path):
