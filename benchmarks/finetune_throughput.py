@@ -25,7 +25,7 @@ from mura_models.training.search_data import SearchData
 MIN_RATIO = 0.95
 NUM_IMAGES = 1024
 NUM_WARM_UP = 2
-AUGMENTED = {"rotation_degrees": 30.0, "zoom": 0.1, "contrast": 0.1}
+AUGMENTED = {"rotation_degrees": 30.0, "scale_jitter": 0.1, "brightness_contrast_jitter": 0.1}
 
 
 class InMemory(FinetuneTraining):

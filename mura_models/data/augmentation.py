@@ -20,15 +20,15 @@ class Augmentation:
     """How far images are changed; 0 is not at all."""
 
     rotation_degrees: float = 0.0
-    zoom: float = 0.0
+    scale_jitter: float = 0.0
     """Scale by up to so much either way, and move by up to half as much of a side."""
-    contrast: float = 0.0
+    brightness_contrast_jitter: float = 0.0
     """Contrast and brightness by up to so much either way."""
 
     @property
     def is_geometric(self) -> bool:
         """Whether pixels move."""
-        return bool(self.rotation_degrees or self.zoom)
+        return bool(self.rotation_degrees or self.scale_jitter)
 
 
 def augment(images_BHW: Tensor, views_B: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
@@ -41,13 +41,13 @@ def augment(images_BHW: Tensor, views_B: np.ndarray, augmentation: Augmentation,
     images_BHW = _where(flips_B, apply_view(images_BHW, True, False), images_BHW)
     if contrasts_B.any():
         images_BHW = _where(contrasts_B, apply_view(images_BHW, False, True), images_BHW)
-    if not (augmentation.is_geometric or augmentation.contrast):
+    if not (augmentation.is_geometric or augmentation.brightness_contrast_jitter):
         return images_BHW
     changed_BHW = images_BHW.float() / 255
     if augmentation.is_geometric:
         changed_BHW = _move(changed_BHW, augmentation, rng)
-    if augmentation.contrast:
-        changed_BHW = _change_contrast(changed_BHW, augmentation.contrast, rng)
+    if augmentation.brightness_contrast_jitter:
+        changed_BHW = _change_contrast(changed_BHW, augmentation.brightness_contrast_jitter, rng)
     return changed_BHW
 
 
@@ -60,8 +60,8 @@ def _move(images_BHW: Tensor, augmentation: Augmentation, rng: np.random.Generat
     """Turn, scale and shift every image by its own draw; what comes in from outside is black."""
     num_images = len(images_BHW)
     angle_B = np.deg2rad(rng.uniform(-1, 1, num_images) * augmentation.rotation_degrees)
-    scale_B = np.exp(rng.uniform(-1, 1, num_images) * math.log1p(augmentation.zoom))
-    shift_B2 = rng.uniform(-1, 1, (num_images, 2)) * augmentation.zoom  # the grid is 2 wide: half of it a side
+    scale_B = np.exp(rng.uniform(-1, 1, num_images) * math.log1p(augmentation.scale_jitter))
+    shift_B2 = rng.uniform(-1, 1, (num_images, 2)) * augmentation.scale_jitter  # the grid is 2 wide: half of it a side
     cos_B, sin_B = np.cos(angle_B) / scale_B, np.sin(angle_B) / scale_B
     theta_B23 = np.stack([cos_B, -sin_B, shift_B2[:, 0], sin_B, cos_B, shift_B2[:, 1]], axis=1).reshape(-1, 2, 3)
     theta = torch.from_numpy(theta_B23).to(images_BHW)

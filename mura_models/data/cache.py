@@ -1,7 +1,7 @@
 """The store: every image of a data set decoded and resized once, in one memory-mapped array, in the cache.
 
-A row is known by the digest of its file's bytes, so labels, splits and the order of the rows may change without an image
-being decoded again, and an image that occurs twice is decoded once. Embeddings lie beside in the same manner.
+A row is known by the digest of its file's bytes, so labels, splits and the order of the rows may change without an
+image being decoded again, and an image that occurs twice is decoded once. Embeddings lie beside in the same manner.
 """
 
 import fcntl

@@ -108,8 +108,8 @@ class _Kept:
 class Embedding:
     """The images' plain embeddings, by whichever backbone of a bundle is asked for; one is open at a time.
 
-    A backbone embeds an image once, however many networks stand on it: what several share is kept in files in `scratch`,
-    so that memory does not grow with their number.
+    A backbone embeds an image once, however many networks stand on it: what several share is kept in files in
+    `scratch`, so that memory does not grow with their number.
     """
 
     def __init__(self, bundle: Bundle, images_NHW: np.ndarray, scratch: Path) -> None:

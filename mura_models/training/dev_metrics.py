@@ -39,7 +39,7 @@ def to_classes_array(logits: np.ndarray) -> np.ndarray:
 
 
 def evaluate_dev(data: SearchData, dev_logits: np.ndarray) -> dict[str, float]:
-    """Return loss and metrics of the dev rows: study level, but loss, macro F1 and `image_accuracy` (at 0.5) by image."""
+    """Return metrics of the dev rows: loss, macro F1 and `image_accuracy` (at 0.5) by image, the rest by study."""
     entries = data.dev_entries
     labels = data.labels[entries]
     logits_mC, labels_m = torch.from_numpy(dev_logits), torch.from_numpy(labels.astype(np.int64))

@@ -43,7 +43,9 @@ class FinetuneTraining(Training):
         self.finetune = settings.finetune
         self.images_NHW = data.images_NHW
         self.augmentation = Augmentation(
-            rotation_degrees=self.finetune.rotation_degrees, zoom=self.finetune.zoom, contrast=self.finetune.contrast
+            rotation_degrees=self.finetune.rotation_degrees,
+            scale_jitter=self.finetune.scale_jitter,
+            brightness_contrast_jitter=self.finetune.brightness_contrast_jitter,
         )
         heads = Heads(self.head_settings, seed=settings.seed)
         heads.standardize_by(*measure_features(data))

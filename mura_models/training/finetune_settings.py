@@ -1,37 +1,33 @@
-"""What training a whole network needs beside its rates. Free of torch, so that the command line can list it."""
+"""Settings for training a whole network. Free of torch, so that the command line can list them."""
 
-from dataclasses import dataclass, field, fields
+import ast
+import inspect
+from dataclasses import dataclass, fields
 from typing import Any, get_args, get_type_hints
 
 from mura_models.errors import ConfigError
 
 
-def _setting(default: Any, text: str) -> Any:
-    """Declare a field with the words that its option's help says."""
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneSettings:
-    """How the whole network is trained; each field is an option of the command."""
+    """How the whole network is trained. Each field is an option of the command, and its docstring the help text."""
 
-    backbone_lr_factor: float | None = _setting(
-        None, "The backbone's rate as a part of the head's; None = each of 1, 0.3 and 0.1 is tried."
-    )
-    freeze_backbone_epochs: int = _setting(0, "Epochs at the start in which the head alone is trained.")
-    warm_start_head: bool = _setting(
-        True, "Start from a logistic regression on the frozen backbone's embeddings rather than from a random head."
-    )
-    ema_decay: float = _setting(
-        0.98,
-        "Ship an exponential moving average of the weights, of so much memory an update; 0 = the weights themselves.",
-    )
-    freeze_batchnorm: bool = _setting(False, "Keep the running statistics of batch normalisation as they came.")
-    rotation_degrees: float = _setting(15.0, "Each image is turned by up to so much either way (Stanford: 30).")
-    zoom: float = _setting(
-        0.1, "Each image is scaled by up to so much either way, and moved by half as much of its side."
-    )
-    contrast: float = _setting(0.1, "Contrast and brightness are changed by up to so much either way.")
+    backbone_lr_factor: float | None = None
+    """Backbone learning rate relative to the head's (default: tune over 1, 0.3 and 0.1)."""
+    freeze_backbone_epochs: int = 0
+    """Epochs at the start in which only the head is trained."""
+    warm_start_head: bool = True
+    """Initialize the head by logistic regression on the frozen backbone's embeddings instead of at random."""
+    ema_decay: float = 0.98
+    """Decay of the weights' exponential moving average; 0 disables it."""
+    freeze_batchnorm: bool = False
+    """Keep the pretrained running statistics of batch normalization."""
+    rotation_degrees: float = 15.0
+    """Largest random rotation in either direction (Stanford's MURA baseline: 30)."""
+    scale_jitter: float = 0.1
+    """Largest random change of scale in either direction; images are also shifted by up to half this part of a side."""
+    brightness_contrast_jitter: float = 0.1
+    """Largest random change of brightness and contrast in either direction."""
 
     def __post_init__(self) -> None:
         if self.backbone_lr_factor is not None and not 0 < self.backbone_lr_factor <= 10:
@@ -42,7 +38,7 @@ class FinetuneSettings:
             raise ConfigError(f"ema_decay={self.ema_decay}: must lie in [0, 1)")
         if not 0 <= self.rotation_degrees <= 180:
             raise ConfigError(f"rotation_degrees={self.rotation_degrees}: must lie in [0, 180]")
-        for name in ("zoom", "contrast"):
+        for name in ("scale_jitter", "brightness_contrast_jitter"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must lie in [0, 1)")
 
@@ -58,14 +54,25 @@ class Field:
 
 
 def describe_fields(settings: type) -> list[Field]:
-    """Return the fields of a dataclass of settings; the type of one that may be None is the other."""
+    """Return the fields of a dataclass of settings with their docstrings; None in a type is left out."""
     hints = get_type_hints(settings)
+    docs = _read_field_docs(settings)
     return [
         Field(
             name=field.name,
             type=next((kind for kind in get_args(hints[field.name]) if kind is not type(None)), hints[field.name]),
             default=field.default,
-            text=field.metadata["help"],
+            text=docs[field.name],
         )
         for field in fields(settings)
     ]
+
+
+def _read_field_docs(settings: type) -> dict[str, str]:
+    definition = ast.parse(inspect.getsource(settings)).body[0]
+    assert isinstance(definition, ast.ClassDef)
+    docs = {}
+    for field, doc in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr):
+            docs[field.target.id] = ast.literal_eval(doc.value)
+    return docs

@@ -91,7 +91,7 @@ def weigh_labels(sampling: Sampling, bones: np.ndarray, labels: np.ndarray | Non
 
 
 def weigh_rows(sampling: Sampling, bones: np.ndarray, labels: np.ndarray | None) -> np.ndarray | None:
-    """Return the weights, with mean 1, under which a fit over all rows at once sees what `sampling` shows a training."""
+    """Return the weights (mean 1) with which a fit over all rows at once sees what `sampling` shows a training."""
     balanced_by = balance_by(sampling, bones, labels)
     return weigh_labels(sampling, bones, labels) if balanced_by is None else _balance(balanced_by) * len(bones)
 

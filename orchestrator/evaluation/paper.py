@@ -94,7 +94,7 @@ PAPER_SYSTEMS = (
 def compare_with_paper(
     predictions: pd.DataFrame, *, bones_without_specialist: Mapping[str, str], failed_searches: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Return report.json's `paper`: a row a system of the paper, or a row a bone; a system not predicted has one as well.
+    """Return report.json's `paper`: one row per system of the paper, or per bone; also for a system not predicted.
 
     The threshold is 0.5 for all, so calibration moves no answer: a temperature leaves 0.5 where it is. The mappings say
     why a bone, or a search (`specialist:<bone>/<recipe>`), has no model: there the baseline would answer, and no

@@ -148,7 +148,7 @@ def _count_shipped(config: RunConfig) -> int:
 
 
 def measure_checkpoint(config: RunConfig, trial: PlannedTrial, size: BackboneSize, num_bones: int) -> int:
-    """Return the bytes of one checkpoint of a trial: weights, Adam's two moments, average and best epoch, dev logits."""
+    """Return the bytes of one checkpoint of a trial: weights, Adam's moments, average and best epoch, dev logits."""
     num_outputs = num_bones if trial.target == ROUTER else 1
     is_network = trial.recipe == "finetune"
     weights = _weigh_heads(config, trial, size, num_outputs) + (size.num_bytes if is_network else 0)

@@ -28,7 +28,7 @@ NODE_S = 150.0
 RETRIES = 3
 """How often the question is put again where a worker dies over it."""
 WEB_S = 3.0
-"""How long a web server may take to answer (chosen by us): below CONNECT_TIMEOUT_S of cluster.py, as its silence ends no run."""
+"""How long a web server may take to answer (chosen by us): below CONNECT_TIMEOUT_S, as its silence ends no run."""
 PROBE_BYTES = 2**18
 OUR_PACKAGES = ("mura_models", "orchestrator")
 REQUIRING = ("mura-study", "torchvision", "timm", "ray")

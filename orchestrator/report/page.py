@@ -44,7 +44,7 @@ UNSET = {
     "finetune_steps": "set by the number of images",
     "finetune.backbone_lr_factor": "1, 0.3 and 0.1 in turn",
 }
-"""Settings that were left open, and what that means (orchestrator/run/config.py, mura_models/training/finetune_settings.py)."""
+"""Settings that were left open, and what that means (run/config.py, training/finetune_settings.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,7 @@ def render_page(
 
 
 def encode_svg(drawing: Drawing) -> str:
-    """Return a figure as an address that holds it: nothing inside can reach the page, nor its names another figure's."""
+    """Return a figure as a data URL: nothing inside can reach the page, nor its names another figure's."""
     return "data:image/svg+xml;base64," + b64encode(drawing.svg.encode()).decode()
 
 

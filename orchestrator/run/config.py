@@ -92,7 +92,8 @@ class RunConfig:
             )
         if self.finetune.freeze_backbone_epochs >= self.finetune_epochs:
             raise ConfigError(
-                f"freeze_backbone_epochs={self.finetune.freeze_backbone_epochs}: must be below finetune_epochs={self.finetune_epochs}"
+                f"freeze_backbone_epochs={self.finetune.freeze_backbone_epochs}: "
+                f"must be below finetune_epochs={self.finetune_epochs}"
             )
 
     @property

@@ -15,7 +15,12 @@ from mura_models.training.finetune_settings import FinetuneSettings
 from orchestrator.run.config import RunConfig
 
 PAPER_FINETUNE = FinetuneSettings(
-    backbone_lr_factor=1.0, warm_start_head=False, ema_decay=0.0, rotation_degrees=0.0, zoom=0.0, contrast=0.0
+    backbone_lr_factor=1.0,
+    warm_start_head=False,
+    ema_decay=0.0,
+    rotation_degrees=0.0,
+    scale_jitter=0.0,
+    brightness_contrast_jitter=0.0,
 )
 """The paper names Adam at one rate and the two augmentations that every image gets."""
 

@@ -49,7 +49,7 @@ class RunContext:
         return sorted(set(self.train["bone"]))
 
     def embed(self, backbone: str, rows: pd.DataFrame, *, all_views: bool = False) -> np.ndarray:
-        """Return the embeddings [len(rows), V, D] of these images by the backbone of this key; O is 1 unless asked for."""
+        """Return the embeddings [len(rows), V, D] of these images by the backbone of this key; V is 1 by default."""
         views = VIEWS if all_views else VIEWS[:1]
         if backbone == FROZEN:
             array = self.ingested.embeddings

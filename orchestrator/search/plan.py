@@ -237,7 +237,7 @@ def count_grace_epochs(config: RunConfig, point: TrialConfig, budget: Budget) ->
 
 
 def holds_out_one_fold(config: RunConfig, recipe: str) -> bool:
-    """Return whether a recipe's trials are judged on fold 0 alone: what saw the other folds, or costs too much to repeat.
+    """Return whether a recipe is evaluated on fold 0 only: it saw the other folds or costs too much to repeat.
 
     The bone task has seen the other folds' images, so a head on its backbone cannot be judged on them.
     """

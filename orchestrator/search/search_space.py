@@ -43,7 +43,7 @@ FINETUNE_DEFAULT = (LrSchedule(name="warmup_cosine", boundary=0.1, final_factor=
 
 
 def sample_configs(config: RunConfig, recipe: str, *, is_specialist: bool) -> list[TrialConfig]:
-    """Return the points of a recipe, the same for all of its targets; but the paper gave its specialists another rate."""
+    """Return a recipe's configurations, the same for all its targets; but the paper gave specialists another rate."""
     head_recipe = "mlp_probe" if recipe == "intermediate_task" else recipe
     num_points = count_trials(config, recipe)
     first = _list_first(config, recipe, is_specialist=is_specialist)[:num_points]

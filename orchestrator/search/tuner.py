@@ -43,7 +43,7 @@ class StageContext:
     """Writes one line for the user."""
 
     def hold_inputs(self) -> None:
-        """Tell the checkpoint store where the stage's inputs are: at the start, and where its process was started anew."""
+        """Pass the stage's inputs to the checkpoint store: at the start, and when its process was restarted."""
         ray.get(self.store.hold_inputs.remote([self.inputs]), timeout=STORE_TIMEOUT_S)
 
 

@@ -57,8 +57,8 @@ OPTIONS = [
     "--ema-decay",
     "--freeze-batchnorm",
     "--rotation-degrees",
-    "--zoom",
-    "--contrast",
+    "--scale-jitter",
+    "--brightness-contrast-jitter",
 ]
 
 

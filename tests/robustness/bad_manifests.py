@@ -289,7 +289,8 @@ MANIFESTS: dict[str, Case] = {
     "no train rows": told("no usable train image", lambda clinic: set_cells(clinic, "train", split="test")),
     "one patient": told("most often: patient also in test (8)", lambda clinic: share_out(clinic.rows, 1)),
     "one patient in train": told(
-        "1 train patients without a given fold for 2 folds (those who share an image count as one): ask for fewer folds",
+        "1 train patients without a given fold for 2 folds (those who share an image count as one): "
+        "ask for fewer folds",
         lambda clinic: share_out(clinic.rows[:8], 1),
     ),
     "four patients and no split": told(

@@ -96,9 +96,13 @@ OPTIONS: dict[str, Told] = {
     "rotation-degrees 181": run("rotation_degrees=181.0: must", *FINETUNE, "--rotation-degrees", "181"),
     "ema-decay 2": run("ema_decay=2.0: must lie in [0, 1)", *FINETUNE, "--ema-decay", "2"),
     "ema-decay nan": run("ema_decay=nan: must", *FINETUNE, "--ema-decay", "nan"),
-    "zoom nan": run("zoom=nan: must lie in [0, 1)", *FINETUNE, "--zoom", "nan"),
-    "contrast -0.1": run("contrast=-0.1: must lie in [0, 1)", *FINETUNE, "--contrast", "-0.1"),
-    "contrast nan": run("contrast=nan: must", *FINETUNE, "--contrast", "nan"),
+    "scale jitter nan": run("scale_jitter=nan: must lie in [0, 1)", *FINETUNE, "--scale-jitter", "nan"),
+    "brightness contrast jitter -0.1": run(
+        "brightness_contrast_jitter=-0.1: must lie in [0, 1)", *FINETUNE, "--brightness-contrast-jitter", "-0.1"
+    ),
+    "brightness contrast jitter nan": run(
+        "brightness_contrast_jitter=nan: must", *FINETUNE, "--brightness-contrast-jitter", "nan"
+    ),
     "backbone-lr-factor nan": run("backbone_lr_factor=nan: must", *FINETUNE, "--backbone-lr-factor", "nan"),
     "backbone-lr-factor 0": run("backbone_lr_factor=0.0: must", *FINETUNE, "--backbone-lr-factor", "0"),
     "phantom of scale -1": mura("phantom scale is -1.0: it must be above 0", "phantom", "--out", "p", "--scale", "-1"),

@@ -62,7 +62,7 @@ def test_rotation_is_torchvisions(part):
 def test_zoom_is_torchvisions(part):
     images = make_images()
     zoomed = augment(
-        images, plain(images), Augmentation(zoom=0.25), Dealt(np.zeros(4), np.full(4, part), np.zeros((4, 2)))
+        images, plain(images), Augmentation(scale_jitter=0.25), Dealt(np.zeros(4), np.full(4, part), np.zeros((4, 2)))
     )
     expected = transforms.affine(
         images.float() / 255,
@@ -78,7 +78,7 @@ def test_zoom_is_torchvisions(part):
 def test_a_shift_moves_by_at_most_half_the_zoom_of_a_side():
     images = make_images()
     shift = np.tile([1.0, 0.0], (4, 1))
-    moved = augment(images, plain(images), Augmentation(zoom=0.25), Dealt(np.zeros(4), np.zeros(4), shift))
+    moved = augment(images, plain(images), Augmentation(scale_jitter=0.25), Dealt(np.zeros(4), np.zeros(4), shift))
     expected = images.float() / 255
     assert torch.allclose(moved[:, :, :-4], expected[:, :, 4:], atol=1e-3)  # 32 px * 0.25 / 2
     assert (moved[:, :, -4:] == 0).all()  # from outside comes black
@@ -88,13 +88,15 @@ def test_contrast_is_stretched_around_each_images_own_mean():
     images = make_images()
     factor, brightness = np.full(4, 1.0), np.full(4, -0.5)
     draws = np.stack([factor, brightness])
-    changed = augment(images, plain(images), Augmentation(contrast=0.2), Dealt(draws))
+    changed = augment(images, plain(images), Augmentation(brightness_contrast_jitter=0.2), Dealt(draws))
     scaled = images.float() / 255
     mean = scaled.mean((1, 2), keepdim=True)
     assert torch.allclose(changed, ((scaled - mean) * 1.2 + mean * 0.9).clamp(0, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"rotation_degrees": 20.0}, {"zoom": 0.2}, {"contrast": 0.2}])
+@pytest.mark.parametrize(
+    "changes", [{"rotation_degrees": 20.0}, {"scale_jitter": 0.2}, {"brightness_contrast_jitter": 0.2}]
+)
 def test_every_image_is_changed_by_a_draw_of_its_own_and_a_seed_repeats_it(changes):
     same = make_images(1).expand(6, -1, -1).contiguous()
     first, again, other = (

@@ -194,7 +194,7 @@ def few_studies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_studies")
 def test_of_two_runs_at_once_one_writes_the_phantom_and_the_other_waits(tmp_path: Path) -> None:
-    """The second is started before the first is done; it neither draws an image nor replaces what the first has read."""
+    """The second starts before the first is done; it neither draws an image nor replaces what the first has read."""
     drawn: list[int] = []
 
     def write_second() -> Path:

@@ -19,7 +19,7 @@ from mura_models.training.finetune_settings import FinetuneSettings
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE_PX = 8
-PLAIN = {"ema_decay": 0.0, "rotation_degrees": 0.0, "zoom": 0.0, "contrast": 0.0}
+PLAIN = {"ema_decay": 0.0, "rotation_degrees": 0.0, "scale_jitter": 0.0, "brightness_contrast_jitter": 0.0}
 
 
 class SmallBackbone(nn.Module):
@@ -82,7 +82,13 @@ def assert_same_checkpoint(first, second):
     assert (a.history, a.best_score, a.best_epoch) == (b.history, b.best_score, b.best_epoch)
 
 
-EVERYTHING = {"ema_decay": 0.9, "freeze_backbone_epochs": 1, "rotation_degrees": 20.0, "zoom": 0.2, "contrast": 0.2}
+EVERYTHING = {
+    "ema_decay": 0.9,
+    "freeze_backbone_epochs": 1,
+    "rotation_degrees": 20.0,
+    "scale_jitter": 0.2,
+    "brightness_contrast_jitter": 0.2,
+}
 
 
 @pytest.mark.parametrize("num_done", [1, 2, 3])

@@ -1,4 +1,4 @@
-"""The report's parts beyond the run's own figures: the paper's, the winners' curves, audit, replicates and the router."""
+"""The report's parts beyond the run's own figures: the paper's, winners' curves, audit, replicates and router."""
 
 import dataclasses
 import re

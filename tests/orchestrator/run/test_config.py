@@ -109,8 +109,8 @@ def test_the_full_preset_trains_whole_networks_as_stanford_did():
         ({"freeze_backbone_epochs": -1}, "freeze_backbone_epochs=-1"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"rotation_degrees": 181}, "rotation_degrees=181"),
-        ({"zoom": 1.0}, "zoom=1.0"),
-        ({"contrast": -0.1}, "contrast=-0.1"),
+        ({"scale_jitter": 1.0}, "scale_jitter=1.0"),
+        ({"brightness_contrast_jitter": -0.1}, "brightness_contrast_jitter=-0.1"),
     ],
 )
 def test_a_training_of_the_network_that_cannot_be_is_refused_by_its_value(wrong, told):
