@@ -16,10 +16,8 @@ import pandas as pd
 
 from orchestrator.preflight.findings import Finding, ok, problem, warning
 from orchestrator.run.config import RunConfig
-from orchestrator.run.names import ROUTER
-from orchestrator.search.audit import AUDIT_SUFFIX
+from orchestrator.run.names import AUDIT_SUFFIX, REPLICATE_MARK, ROUTER
 from orchestrator.search.plan import Plan, PlannedTrial, holds_out_one_fold
-from orchestrator.search.replicates import REPLICATE_MARK
 
 GENERATIONS = 2
 """Checkpoints of a trial that lie there at once: the last one and the one before."""

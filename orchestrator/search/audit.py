@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from orchestrator.run.journal import Journal, Line
+from orchestrator.run.names import AUDIT_SUFFIX
 from orchestrator.search.plan import PlannedTrial
 from orchestrator.search.tuner import StageContext, make_job, run_jobs
 from orchestrator.search.winners import pick_winner, rank_trials
-
-AUDIT_SUFFIX = "/audit"
 
 
 def run_audit(stage: StageContext) -> None:

@@ -19,7 +19,7 @@ from mura_models.training.loop import TrialSettings
 from mura_models.training.lr_schedules import TWO_STAGE, LrSchedule
 from mura_models.training.sampling import Sampling
 from orchestrator.run.config import RunConfig
-from orchestrator.run.names import BASELINE, BONE_TASK, ROUTER, parse_bone, specialist_target
+from orchestrator.run.names import BASELINE, BONE_TASK, ROUTER, SearchId, TrialId, parse_bone, specialist_target
 from orchestrator.search.search_space import TrialConfig, sample_configs
 
 MIN_IMAGES_PER_LABEL = 20
@@ -191,8 +191,8 @@ def _budget_in_steps(config: RunConfig, num_epochs: int, num_steps: int) -> Budg
 
 
 def _plan_search(config: RunConfig, target: str, recipe: str, images_of_bone: Mapping[str, int]) -> list[PlannedTrial]:
-    search = f"{target}/{recipe}"
-    bone = parse_bone(target)
+    search = SearchId(target, recipe)
+    bone = search.bone
     budget = choose_budget(config, target, recipe, images_of_bone)
     num_images = images_of_bone[bone] if bone else sum(images_of_bone.values())
     trials = []
@@ -200,11 +200,11 @@ def _plan_search(config: RunConfig, target: str, recipe: str, images_of_bone: Ma
         trials.append(
             PlannedTrial(
                 stage=STAGES[recipe],
-                depends_on=BONE_TASK if recipe == "intermediate_task" else "",
-                search=search,
+                depends_on=str(BONE_TASK) if recipe == "intermediate_task" else "",
+                search=str(search),
                 target=target,
                 recipe=recipe,
-                trial=f"{search}/{number:03d}",
+                trial=str(TrialId(search, number)),
                 lr_schedule=point.schedule.name,
                 lr=point.lr,
                 backbone_lr_factor=point.backbone_lr_factor,

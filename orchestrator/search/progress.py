@@ -7,6 +7,7 @@ from ray.util.metrics import Gauge
 
 from orchestrator.progress import Monitor
 from orchestrator.run.config import RunConfig
+from orchestrator.run.names import parse_bone
 from orchestrator.search.plan import Plan
 
 
@@ -59,5 +60,5 @@ class SearchMonitor:
 
 
 def _tag(target: str, recipe: str, search: str) -> dict[str, str]:
-    bone = target.split(":", 1)[1] if ":" in target else "all"
-    return {"search": search, "bone": bone, "recipe": recipe}
+    bone = parse_bone(target)
+    return {"search": search, "bone": "all" if bone is None else bone, "recipe": recipe}

@@ -12,13 +12,11 @@ import numpy as np
 
 from orchestrator.run.config import RunConfig
 from orchestrator.run.journal import Journal
+from orchestrator.run.names import TrialId
 from orchestrator.search.plan import PlannedTrial
 from orchestrator.search.trial import Job
 from orchestrator.search.tuner import StageContext, make_job, run_jobs
 from orchestrator.search.winners import TrialScore, rank_trials
-
-REPLICATE_MARK = "/seed"
-"""Between a winner's name and the number of its replicate."""
 
 
 def run_replicates(stage: StageContext, winners: Mapping[str, TrialScore]) -> None:
@@ -40,7 +38,8 @@ def _list_replicates(stage: StageContext, trial: PlannedTrial) -> list[Job]:
 
 def name_replicates(config: RunConfig, trial: PlannedTrial) -> list[str]:
     """Name the replicates that a trial would have."""
-    return [f"{trial.trial}{REPLICATE_MARK}{number}" for number in range(config.replicate_seeds)]
+    planned = TrialId.parse(trial.trial)
+    return [str(planned.replicate(number)) for number in range(config.replicate_seeds)]
 
 
 def draw_seeds(trial: PlannedTrial, num: int) -> list[int]:

@@ -4,7 +4,7 @@ import numpy as np
 
 from mura_models.data.dataset import patient_codes, study_codes
 from mura_models.training.search_data import SearchData
-from orchestrator.run.names import ROUTER, parse_bone
+from orchestrator.run.names import SearchId
 from orchestrator.search.context import RunContext
 from orchestrator.search.plan import Plan, holds_out_one_fold
 
@@ -25,18 +25,17 @@ def gather_data(work: RunContext, plan: Plan, base: str) -> dict[str, SearchData
     }
     data = {}
     for name in plan.searches:
-        target, recipe = name.rsplit("/", 1)
-        bone = parse_bone(target)
+        search = SearchId.parse(name)
+        bone = search.bone
         rows = np.arange(len(train)) if bone is None else np.flatnonzero(bones == bone)
-        is_router = target == ROUTER
-        labels = np.searchsorted(work.bones, bones) if is_router else train["label"].to_numpy(np.int64)
+        labels = np.searchsorted(work.bones, bones) if search.is_router else train["label"].to_numpy(np.int64)
         data[name] = SearchData(
             features_NVD=features_NVD,
             images_NHW=images_NHW,
             rows=rows,
             labels=labels[rows],
-            held_out=(0,) if holds_out_one_fold(work.config, recipe) else tuple(range(work.config.num_folds)),
-            bone_classes=tuple(work.bones) if is_router else None,
+            held_out=(0,) if holds_out_one_fold(work.config, search.recipe) else tuple(range(work.config.num_folds)),
+            bone_classes=tuple(work.bones) if search.is_router else None,
             **{column: values[rows] for column, values in columns.items()},
         )
     return data

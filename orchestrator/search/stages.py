@@ -12,7 +12,8 @@ from mura_models.inference.assembly import FROZEN, Network, mean_logit
 from mura_models.networks.backbones import fill_backbone
 from mura_models.training.search_data import SearchData
 from orchestrator.run.journal import Journal
-from orchestrator.search.audit import AUDIT_SUFFIX, describe_audit, run_audit
+from orchestrator.run.names import AUDIT_SUFFIX, SearchId
+from orchestrator.search.audit import describe_audit, run_audit
 from orchestrator.search.checkpoint_store import remove_checkpoints
 from orchestrator.search.context import RunContext
 from orchestrator.search.plan import Plan, PlannedTrial
@@ -111,7 +112,7 @@ def _build_winner(
     for number, checkpoint in enumerate(checkpoints):
         key = base
         if trial.recipe == "finetune":
-            key = f"{trial.search}#{number}"
+            key = SearchId.parse(trial.search).backbone_key(number)
             state = checkpoint.backbone_state()
             work.backbones[key] = fill_backbone(
                 work.backbones[FROZEN], state, source=f"trained here: {shipped[number]}"

@@ -269,7 +269,12 @@ def test_the_fair_partner_of_the_papers_specialists_has_their_schedule_and_as_ma
 
 @pytest.mark.parametrize(
     ("recipe", "stage", "depends_on"),
-    [("linear_probe", 1, ""), ("two_stage_probe", 1, ""), ("finetune", 2, ""), ("intermediate_task", 3, BONE_TASK)],
+    [
+        ("linear_probe", 1, ""),
+        ("two_stage_probe", 1, ""),
+        ("finetune", 2, ""),
+        ("intermediate_task", 3, str(BONE_TASK)),
+    ],
 )
 def test_what_stands_on_the_bone_task_comes_after_it(recipe, stage, depends_on):
     config = RunConfig(num_trials=1, num_folds=3, recipes=(recipe,))
