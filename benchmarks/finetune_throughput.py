@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mura_models.networks.backbones import BackboneSpec, load_backbone
+from mura_models.networks.backbone_spec import BackboneSpec
+from mura_models.networks.backbones import load_backbone
 from mura_models.training.finetune import FinetuneTraining
 from mura_models.training.finetune_settings import FinetuneSettings
 from mura_models.training.loop import TrialSettings
@@ -88,7 +89,7 @@ def _compare(images_NHW: np.ndarray, args: argparse.Namespace, name: str, augmen
 def _make_training(
     kind: type[FinetuneTraining], images_NHW: np.ndarray, args: argparse.Namespace, augmentation: dict[str, float]
 ) -> FinetuneTraining:
-    backbone = load_backbone(BackboneSpec(name=args.backbone, weights="none"))
+    backbone = load_backbone(BackboneSpec(name=args.backbone, weights="random"))
     entries = np.arange(NUM_IMAGES)
     data = SearchData(
         features_NVD=np.zeros((NUM_IMAGES, 4, backbone.num_features), np.float16),

@@ -71,7 +71,7 @@ def _add_backbone(group: Group) -> None:
         metavar="NAME",
         help="efficientnet_lite0 (default), resnet18, resnet50, densenet169, any timm name",
     )
-    group.add_argument("--weights", metavar="WHICH", help="imagenet (default), none (random) or a file")
+    group.add_argument("--weights", metavar="WHICH", help="imagenet (default), random or a file")
 
 
 def _add_judging(group: Group) -> None:

@@ -4,42 +4,19 @@ An image stays one channel until it is normalised: the same pixels as the paper'
 third of the work.
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
-
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as transforms
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from mura_models.errors import ConfigError
+from mura_models.data.preprocessing_settings import Preprocessing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # (flip, autocontrast), each drawn with probability 0.5 in the paper: four views an image, the first plain.
 VIEWS = ((False, False), (True, False), (False, True), (True, True))
-
-ResizeMode = Literal["stretch", "pad"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """Say how an image becomes a square: `stretch` is the paper's, `pad` keeps the aspect ratio on black."""
-
-    image_size_px: int = 256
-    resize: ResizeMode = "stretch"
-
-    def __post_init__(self) -> None:
-        if not 16 <= self.image_size_px <= 1024:
-            raise ConfigError(f"image size {self.image_size_px} px: must lie in [16, 1024]")
-        if self.resize not in get_args(ResizeMode):
-            raise ConfigError(f"resize {self.resize!r}: must be 'stretch' or 'pad'")
-
-    def key(self) -> str:
-        """Name the settings for a cache key: equal keys, equal pixels."""
-        return f"{self.resize}-bilinear-{self.image_size_px}px"
 
 
 def resize_image(image_HW: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:

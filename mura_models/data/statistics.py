@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mura_models.data.cache import CachedArray
-from mura_models.data.preprocessing import Preprocessing
+from mura_models.data.preprocessing_settings import Preprocessing
 
 NUM_SAMPLES = 4
 """Images a bone and label, each of another patient (chosen by us)."""

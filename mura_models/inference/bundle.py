@@ -20,12 +20,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from mura_models.data.preprocessing import Preprocessing
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.data.safe_read import explain, read_file
 from mura_models.errors import BundleError, MuraError
 from mura_models.evaluation.calibration import Calibration
 from mura_models.inference.assembly import AbnormalityModel, Assembly, Network, Router
-from mura_models.networks.backbones import Backbone, BackboneSpec, load_backbone
+from mura_models.networks.backbone_spec import BackboneSpec
+from mura_models.networks.backbones import Backbone, load_backbone
 from mura_models.networks.heads import Heads, HeadSettings
 from mura_models.networks.runtimes import RuntimeChoice
 

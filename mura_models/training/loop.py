@@ -27,7 +27,8 @@ from mura_models.training.checkpoints import Checkpoint
 from mura_models.training.dev_metrics import evaluate_dev
 from mura_models.training.finetune_settings import FinetuneSettings
 from mura_models.training.lr_schedules import LrSchedule
-from mura_models.training.sampling import BatchPlan, Sampling, balance_by, weigh_labels
+from mura_models.training.sampling import BatchPlan, balance_by, weigh_labels
+from mura_models.training.sampling_modes import Sampling
 from mura_models.training.search_data import SearchData
 
 DevMetric = Literal["auroc", "kappa", "accuracy", "image_accuracy", "macro_f1"]

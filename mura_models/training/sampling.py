@@ -9,11 +9,10 @@ Here too is what is done against imbalance, always alike for a specialist and it
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-Sampling = Literal["plain", "balanced_bones", "balanced_bones_labels", "weighted_labels"]
+from mura_models.training.sampling_modes import Sampling
 
 
 class BatchPlan:

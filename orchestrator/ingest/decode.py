@@ -17,7 +17,8 @@ import torch
 
 from mura_models.data.cache import CachedArray, Part, name_content, open_cached, write_cached
 from mura_models.data.images import decode_image
-from mura_models.data.preprocessing import Preprocessing, resize_image
+from mura_models.data.preprocessing import resize_image
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.errors import ConfigError, ImageError, RunError, StorageError
 from mura_models.networks.backbones import Backbone, load_backbone
 from mura_models.networks.runtimes import RuntimeChoice, choose_runtime

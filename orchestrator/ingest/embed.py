@@ -11,7 +11,8 @@ import numpy as np
 import ray
 
 from mura_models.data.cache import CachedArray, Part, name_content, open_cached, write_cached
-from mura_models.data.preprocessing import VIEWS, Preprocessing
+from mura_models.data.preprocessing import VIEWS
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.networks.backbones import Backbone
 from mura_models.networks.embeddings import embed_views, embedding_key
 from mura_models.networks.runtimes import Embedder, RuntimeChoice, prepare_model

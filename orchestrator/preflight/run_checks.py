@@ -98,7 +98,7 @@ def examine_weights(config: RunConfig) -> Finding:
     except ConfigError as error:
         return from_error("backbone", error, remedy="give another --backbone")
     host = urlsplit(url).hostname
-    remedy = "fetch them on a machine that can and give --weights FILE, or give --weights none"
+    remedy = "fetch them on a machine that can and give --weights FILE, or give --weights random"
     is_there, reason = try_download(url)
     if is_there:
         return ok(what, f"will be fetched from {host}")

@@ -10,11 +10,11 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from mura_models.data.preprocessing import Preprocessing
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.errors import ConfigError
-from mura_models.networks.backbones import BackboneSpec
+from mura_models.networks.backbone_spec import BackboneSpec
 from mura_models.training.finetune_settings import FinetuneSettings
-from mura_models.training.sampling import Sampling
+from mura_models.training.sampling_modes import Sampling
 
 Metric = Literal["auroc", "kappa", "accuracy", "image_accuracy"]
 Recipe = Literal["linear_probe", "mlp_probe", "two_stage_probe", "intermediate_task", "finetune"]

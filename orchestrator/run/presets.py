@@ -8,9 +8,9 @@ full    the whole network too, as Stanford trained it, for machines with GPUs
 from collections.abc import Callable
 from dataclasses import replace
 
-from mura_models.data.preprocessing import Preprocessing
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.errors import ConfigError
-from mura_models.networks.backbones import BackboneSpec
+from mura_models.networks.backbone_spec import BackboneSpec
 from mura_models.training.finetune_settings import FinetuneSettings
 from orchestrator.run.config import RunConfig
 

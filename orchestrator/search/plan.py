@@ -17,7 +17,7 @@ from mura_models.networks.heads import ProbeRecipe
 from mura_models.training.finetune_settings import FinetuneSettings
 from mura_models.training.loop import TrialSettings
 from mura_models.training.lr_schedules import TWO_STAGE, LrSchedule
-from mura_models.training.sampling import Sampling
+from mura_models.training.sampling_modes import Sampling
 from orchestrator.run.config import RunConfig
 from orchestrator.run.names import BASELINE, BONE_TASK, ROUTER, SearchId, TrialId, parse_bone, specialist_target
 from orchestrator.search.search_space import TrialConfig, sample_configs

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mura_models.training.lr_schedules import LR_SCHEDULES, TWO_STAGE, LrSchedule, sample_lr_schedule
-from mura_models.training.sampling import Sampling
+from mura_models.training.sampling_modes import Sampling
 from orchestrator.run.config import RECIPES, RunConfig
 
 LR_RANGE = {"linear_probe": (3e-3, 3e-2), "mlp_probe": (5e-5, 1e-3), "finetune": (1e-4, 1e-3)}

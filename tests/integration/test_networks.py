@@ -24,11 +24,11 @@ from mura_models.training.checkpoints import Checkpoint
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("--weights", "none", "--image-size", "32", "--epochs", "2", "--folds", "2")
+SMALL = ("--weights", "random", "--image-size", "32", "--epochs", "2", "--folds", "2")
 FINETUNE = (
     *("--recipes", "mlp_probe", "finetune", "--trials", "6", "--epochs", "6", "--finetune-epochs", "4"),
     *("--finetune-trials", "2", "--finetune-steps", "8", "--finetune-batch-size", "8", "--backbone", "resnet18"),
-    *("--weights", "none", "--image-size", "32", "--folds", "2", "--replicate-seeds", "2"),
+    *("--weights", "random", "--image-size", "32", "--folds", "2", "--replicate-seeds", "2"),
 )
 
 

@@ -19,7 +19,8 @@ from marked_data import KINDS, MARKS, find_marks, name, write_marked_images
 from ray_helpers import BIN, ROOT, TINY, User, list_listeners, make_user, read_journal, wait_until
 from safetensors.torch import save_file
 
-from mura_models.networks.backbones import BackboneSpec, load_backbone
+from mura_models.networks.backbone_spec import BackboneSpec
+from mura_models.networks.backbones import load_backbone
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +84,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     seen = Watched(user=user, data=write_marked_images(user.home), run_dir=user.home / "run")
     weights = user.home / name("weights_folder") / "lite0.safetensors"
     weights.parent.mkdir()
-    save_file(load_backbone(BackboneSpec(weights="none")).module.state_dict(), weights)
+    save_file(load_backbone(BackboneSpec(weights="random")).module.state_dict(), weights)
     command = (sys.executable, ROOT / "run_study.py", "--all-bones", "--data", seen.data, "--run-dir", seen.run_dir)
     with user.start(*command, "--weights", weights, *OPTIONS, RAY_metrics_report_interval_ms="500") as driver:
         wait_until(lambda: read_journal(seen.run_dir), "the search", timeout_s=300)

@@ -15,10 +15,11 @@ from factories import make_assembly
 from robustness.bad_input import Clinic, Told
 from safetensors.torch import load_file, save, save_file
 
-from mura_models.data.preprocessing import Preprocessing
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.inference.assembly import FROZEN
 from mura_models.inference.bundle import Bundle, write_bundle
-from mura_models.networks.backbones import BackboneSpec, load_backbone
+from mura_models.networks.backbone_spec import BackboneSpec
+from mura_models.networks.backbones import load_backbone
 from mura_models.networks.runtimes import RuntimeChoice
 
 NETWORK = "test_efficientnet"  # timm's own for tests: 0.4 MB
@@ -35,7 +36,7 @@ class Trap:
 @cache
 def make_tensors() -> dict[str, torch.Tensor]:
     """Return the weights of a small network."""
-    return dict(load_backbone(BackboneSpec(name=NETWORK, weights="none", seed=3)).module.state_dict())
+    return dict(load_backbone(BackboneSpec(name=NETWORK, weights="random", seed=3)).module.state_dict())
 
 
 def weights(text: str, name: str, make: Callable[[Path], object] = lambda path: None) -> Told:
@@ -65,7 +66,7 @@ def write_sound_bundle(clinic: Clinic) -> Path:
     folder.mkdir()
     bundle = Bundle(
         assembly=make_assembly().keep_selected(),
-        backbones={FROZEN: load_backbone(BackboneSpec(name=NETWORK, weights="none", seed=3))},
+        backbones={FROZEN: load_backbone(BackboneSpec(name=NETWORK, weights="random", seed=3))},
         preprocessing=Preprocessing(image_size_px=64),
         choice=RuntimeChoice(runtime="torch", precision="float32", device="cpu"),
         notes={},
@@ -173,7 +174,7 @@ FIT = "bundle: its parts do not fit together"
 
 FILES: dict[str, Told] = {
     "no weights": weights("weights 'gone.pt': no such file", "gone.pt"),
-    "empty name of weights": Told(text="weights '': give imagenet, none or the path", options=("--weights", "")),
+    "empty name of weights": Told(text="weights '': give imagenet, random or the path", options=("--weights", "")),
     "a folder as weights": weights("'w.pt': not a file", "w.pt", Path.mkdir),
     "a pipe as weights": weights("'w.pt': not a file", "w.pt", os.mkfifo),
     "weights of zero bytes": weights(DAMAGED, "w.pt", Path.touch),

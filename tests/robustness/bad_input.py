@@ -19,7 +19,7 @@ from PIL import Image
 
 from mura_models.data.dataset import read_dataset
 from mura_models.data.images import decode_image
-from mura_models.data.preprocessing import Preprocessing
+from mura_models.data.preprocessing_settings import Preprocessing
 from orchestrator.ingest.decode import decode_images, read_again
 from orchestrator.ingest.manifest import finish_manifest
 from orchestrator.run.config import RunConfig

@@ -77,7 +77,7 @@ OPTIONS: dict[str, Told] = {
     "image-size 1": run("image size 1 px: must lie in [16, 1024]", "--image-size", "1"),
     "image-size 100,000": run("image size 100000 px: must lie in [16, 1024]", "--image-size", "100000"),
     "an image size that the backbone does not take": run(
-        "backbone 'vit_tiny_patch16_224' does not take it", "--backbone", "vit_tiny_patch16_224", "--weights", "none"
+        "backbone 'vit_tiny_patch16_224' does not take it", "--backbone", "vit_tiny_patch16_224", "--weights", "random"
     ),
     "gpus-per-trial 1.5": run("gpus_per_trial=1.5: above 1 it must be a whole number", "--gpus-per-trial", "1.5"),
     "gpus-per-trial -1": run("gpus_per_trial=-1.0: must be 0 or lie in [0.01, 64]", "--gpus-per-trial", "-1"),

@@ -8,12 +8,12 @@ from mura_models.data.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     VIEWS,
-    Preprocessing,
     apply_view,
     autocontrast_changes,
     normalize,
     resize_image,
 )
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.errors import ConfigError
 
 

@@ -15,7 +15,8 @@ from mura_models.data import statistics as exploration_module
 from mura_models.data.cache import CachedArray
 from mura_models.data.corrections import CorrectionSummary
 from mura_models.data.dataset import DataSet
-from mura_models.data.preprocessing import Preprocessing, resize_image
+from mura_models.data.preprocessing import resize_image
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.data.statistics import NUM_SAMPLES, explore, make_thumbnail, measure_gray
 from orchestrator.ingest.overview import explore_data
 from orchestrator.run.config import RunConfig

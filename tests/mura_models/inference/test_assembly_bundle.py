@@ -8,11 +8,12 @@ import pytest
 import torch
 from factories import NUM_FEATURES, list_names, make_assembly, make_features, make_manifest, serve_features
 
-from mura_models.data.preprocessing import Preprocessing
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.evaluation.calibration import apply_temperature
 from mura_models.inference.assembly import FROZEN, Assembly
 from mura_models.inference.bundle import Bundle, read_bundle, write_bundle
-from mura_models.networks.backbones import BackboneSpec, load_backbone
+from mura_models.networks.backbone_spec import BackboneSpec
+from mura_models.networks.backbones import load_backbone
 from mura_models.networks.runtimes import RuntimeChoice
 
 NETWORK = "test_efficientnet"  # timm's own for tests: 0.4 MB
@@ -29,7 +30,7 @@ def make_images():
 @pytest.fixture(scope="module")
 def backbone():
     """A small network with random weights."""
-    return load_backbone(BackboneSpec(name=NETWORK, weights="none", seed=3))
+    return load_backbone(BackboneSpec(name=NETWORK, weights="random", seed=3))
 
 
 @pytest.fixture

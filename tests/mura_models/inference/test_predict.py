@@ -11,14 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from mura_models.data.preprocessing import VIEWS, Preprocessing
+from mura_models.data.preprocessing import VIEWS
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.errors import StorageError
 from mura_models.evaluation.calibration import Calibration
 from mura_models.inference import predict as predicting
 from mura_models.inference.assembly import FROZEN, AbnormalityModel, Assembly, Network, Router
 from mura_models.inference.bundle import Bundle
 from mura_models.inference.predict import Embedding, decode_files
-from mura_models.networks.backbones import BackboneSpec, load_backbone
+from mura_models.networks.backbone_spec import BackboneSpec
+from mura_models.networks.backbones import load_backbone
 from mura_models.networks.embeddings import embed_views
 from mura_models.networks.heads import Heads, HeadSettings
 from mura_models.networks.runtimes import Embedder, RuntimeChoice, prepare_model
@@ -60,7 +62,7 @@ def test_a_disk_without_room_for_the_images_is_one_line(tmp_path, manifest, monk
 
 def make_bundle(*, with_router=True):
     """Return a bundle of ensembles: router and baseline on the frozen backbone, one specialist on two of its own."""
-    specs = {key: BackboneSpec(name=NETWORK, weights="none", seed=seed) for seed, key in enumerate((FROZEN, *OWN))}
+    specs = {key: BackboneSpec(name=NETWORK, weights="random", seed=seed) for seed, key in enumerate((FROZEN, *OWN))}
     backbones = {key: load_backbone(spec) for key, spec in specs.items()}
 
     def make_networks(*keys, num_outputs=1):

@@ -91,7 +91,7 @@ def test_densenet_files_with_torchvisions_old_names_load(tmp_path: Path) -> None
 
 
 def test_lite0_refuses_weights_of_its_bigger_sister(tmp_path: Path) -> None:
-    sister = load_backbone(BackboneSpec(name="tf_efficientnet_lite1", weights="none")).module
+    sister = load_backbone(BackboneSpec(name="tf_efficientnet_lite1", weights="random")).module
     path = tmp_path / "lite1.safetensors"
     save_file(sister.state_dict(), path)
 
@@ -105,7 +105,7 @@ def test_weights_that_cannot_be_fetched_end_in_one_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
 
-    with pytest.raises(WeightsError, match=r"no network.*--weights FILE or --weights none"):
+    with pytest.raises(WeightsError, match=r"no network.*--weights FILE or --weights random"):
         load_backbone(BackboneSpec(name="resnet18"))
 
 
@@ -113,10 +113,10 @@ def test_weights_that_cannot_be_fetched_end_in_one_line(monkeypatch: pytest.Monk
 def test_random_weights_are_the_seeds_and_leave_other_draws_alone(name: str) -> None:
     state = torch.random.get_rng_state()
 
-    first, again, other = (load_backbone(BackboneSpec(name=name, weights="none", seed=s)) for s in (1, 1, 2))
+    first, again, other = (load_backbone(BackboneSpec(name=name, weights="random", seed=s)) for s in (1, 1, 2))
 
     assert first.weights_digest == again.weights_digest != other.weights_digest
-    assert first.weights_source == "random, seed 1 (--weights none)"
+    assert first.weights_source == "random, seed 1 (--weights random)"
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not first.module.training
     assert not any(parameter.requires_grad for parameter in first.module.parameters())
@@ -124,13 +124,13 @@ def test_random_weights_are_the_seeds_and_leave_other_draws_alone(name: str) -> 
 
 @pytest.mark.parametrize("name", [*backbone_names(), "mobilenetv3_small_050"])
 def test_every_backbone_gives_as_many_features_as_it_says(name: str) -> None:
-    backbone = load_backbone(BackboneSpec(name=name, weights="none"))
+    backbone = load_backbone(BackboneSpec(name=name, weights="random"))
 
     assert backbone.module(torch.zeros(2, 3, 64, 64)).shape == (2, backbone.num_features)
     check_image_size(backbone, OUR_SMALLEST_PX)
 
 
-@pytest.mark.parametrize("weights", ["imagenet", "none"])
+@pytest.mark.parametrize("weights", ["imagenet", "random"])
 @pytest.mark.parametrize(("name", "told"), [("resnet-18", "resnet18"), ("resnet18.nonsense", "resnet18")])
 def test_an_unknown_name_is_answered_with_near_ones(name: str, told: str, weights: str) -> None:
     with pytest.raises(ConfigError, match=f"did you mean .*{told}"):
@@ -138,7 +138,7 @@ def test_an_unknown_name_is_answered_with_near_ones(name: str, told: str, weight
 
 
 def test_a_size_the_network_cannot_take_is_refused() -> None:
-    backbone = load_backbone(BackboneSpec(name="vit_tiny_patch16_224", weights="none"))
+    backbone = load_backbone(BackboneSpec(name="vit_tiny_patch16_224", weights="random"))
 
     check_image_size(backbone, 224)
     with pytest.raises(ConfigError, match=r"256 px.*choose another size or backbone"):

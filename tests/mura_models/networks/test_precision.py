@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mura_models.networks.backbones import BackboneSpec, load_backbone
+from mura_models.networks.backbone_spec import BackboneSpec
+from mura_models.networks.backbones import load_backbone
 from mura_models.networks.embeddings import embed_views
 from mura_models.networks.runtimes import Embedder, RuntimeChoice, prepare_model
 

@@ -8,8 +8,8 @@ from factories import make_manifest
 from ray_helpers import TINY, User, make_user, write_images
 
 from mura_models.data.dataset import DataSet, read_dataset
-from mura_models.data.preprocessing import Preprocessing
-from mura_models.networks.backbones import BackboneSpec
+from mura_models.data.preprocessing_settings import Preprocessing
+from mura_models.networks.backbone_spec import BackboneSpec
 from mura_models.training.finetune_settings import FinetuneSettings
 from orchestrator.cli import run_command
 from orchestrator.ingest.decode import name_images

@@ -13,7 +13,7 @@ import pytest
 from ray_helpers import BIN, TINY, User, find_free_port, make_user, wait_until, write_images
 
 from mura_models.errors import ConfigError
-from mura_models.networks.backbones import BackboneSpec
+from mura_models.networks.backbone_spec import BackboneSpec
 from orchestrator.preflight.doctor import examine
 from orchestrator.preflight.findings import Finding, ok, problem, raise_first_problem
 from orchestrator.preflight.node_checks import Install, NodeFacts, check_dashboard_port, check_node, check_requirements
@@ -236,7 +236,9 @@ def test_a_token_that_a_run_closes_by_itself_is_no_warning(tmp_path: Path, monke
 def test_an_address_that_no_run_can_join_is_one_finding_among_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     config = make_preset("quick")
-    found = list(examine(replace(config, backbone=replace(config.backbone, weights="none")), ExecutionOptions(), None))
+    found = list(
+        examine(replace(config, backbone=replace(config.backbone, weights="random")), ExecutionOptions(), None)
+    )
     assert {"python", "packages", "disk:"} <= {finding.what for finding in found}
     (told,) = [str(finding) for finding in found if finding.level == "problem"]
     assert "RAY_ADDRESS=http://127.0.0.1:8265" in told
@@ -289,16 +291,16 @@ def test_weights_that_cannot_be_had_are_a_problem_before_a_run(tmp_path: Path, m
         return examine_weights(RunConfig(backbone=backbone))
 
     assert look(BackboneSpec()).level == "ok"
-    assert look(BackboneSpec(name="resnet18", weights="none")).level == "ok"
+    assert look(BackboneSpec(name="resnet18", weights="random")).level == "ok"
     unknown = look(BackboneSpec(name="resnet19"))
     assert (unknown.level, str(unknown)[:20]) == ("problem", "backbone 'resnet19':")
     missing = look(BackboneSpec(weights=str(tmp_path / "nowhere.pt")))
-    assert (missing.level, "no such file: give imagenet, none or" in str(missing)) == ("problem", True)
+    assert (missing.level, "no such file: give imagenet, random or" in str(missing)) == ("problem", True)
     for answer, level in (((True, ""), "ok"), ((False, "refused"), "problem"), ((None, "timed out"), "warning")):
         monkeypatch.setattr("orchestrator.preflight.run_checks.try_download", lambda url, answer=answer: answer)
         finding = look(BackboneSpec(name="resnet18"))
         assert finding.level == level
-        assert "fetched" in str(finding) or "give --weights FILE, or give --weights none" in str(finding)
+        assert "fetched" in str(finding) or "give --weights FILE, or give --weights random" in str(finding)
 
 
 def test_a_run_ends_at_the_first_problem_in_one_line() -> None:

@@ -4,9 +4,9 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from mura_models.data.preprocessing import Preprocessing
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.errors import ConfigError
-from mura_models.networks.backbones import BackboneSpec
+from mura_models.networks.backbone_spec import BackboneSpec
 from mura_models.training.finetune_settings import FinetuneSettings
 from orchestrator.run.config import RunConfig
 from orchestrator.run.presets import full, make_preset, paper, quick
@@ -21,7 +21,7 @@ OTHER_RUNS = [
     {"preprocessing": Preprocessing(image_size_px=128)},
     {"preprocessing": Preprocessing(resize="pad")},
     {"backbone": BackboneSpec(name="resnet18")},
-    {"backbone": BackboneSpec(weights="none")},
+    {"backbone": BackboneSpec(weights="random")},
     {"activation": "none"},
     {"sampling": ("balanced_bones",)},
     {"held_out": "fold_0"},
