@@ -101,6 +101,8 @@ def make_report(
                 "bones": None,
                 "metric": "auroc",
                 "kept_epoch": "last",
+                "specialist_lr": None,
+                "specialist_probe_steps": None,
                 "early_stopping": True,
                 "seed": 7,
                 "backbone": {"name": "resnet18", "weights": "/wards/jane doe/weights/r18.pt"},

@@ -67,7 +67,7 @@ def conclude(work: RunContext, trained: SearchResults) -> None:
             bone: describe_choice(choice, winners[choice.model]) for bone, choice in decision.selected.items()
         },
         "comparisons": compare_systems(predictions, pairs),
-        "paper": describe_paper(work, trained, predictions) if work.config.preset == "paper" else None,
+        "paper": describe_paper(work, trained, predictions) if work.config.compare_with_paper else None,
     }
     write_json(rundir.report_json, report)
 

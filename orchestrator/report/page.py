@@ -41,6 +41,9 @@ METRICS = {
 UNSET = {
     "bones": "all",
     "num_steps": "set by the number of images",
+    "first_lr": "the first trials of each recipe",
+    "specialist_lr": "as the baseline's",
+    "specialist_probe_steps": "as the baseline's",
     "finetune_steps": "set by the number of images",
     "finetune.backbone_lr_factor": "1, 0.3 and 0.1 in turn",
 }

@@ -124,12 +124,9 @@ def is_fair(report: Mapping[str, Any], system: str) -> bool:
 
     The paper gave its specialists another rate, and 3.4a's a fixed number of steps.
     """
-    is_of_specialists = name_family(system) == "specialists"
-    return (
-        report["run"]["config"]["preset"] != "paper"
-        or not is_of_specialists
-        or name_recipe(system) == "two_stage_probe"
-    )
+    config = report["run"]["config"]
+    trained_alike = config["specialist_lr"] is None and config["specialist_probe_steps"] is None
+    return trained_alike or name_family(system) != "specialists" or name_recipe(system) == "two_stage_probe"
 
 
 def find_routing_cost(report: Mapping[str, Any]) -> dict[str, Any] | None:

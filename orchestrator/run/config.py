@@ -35,7 +35,9 @@ class RunConfig:
     """Of a probe's search."""
     num_epochs: int = 16
     num_steps: int | None = None
-    """Of a probe's trial at full length; None = each epoch is a pass over the largest bone (the paper: over all)."""
+    """Of a probe's trial at full length; None = each epoch is a pass over what `epoch_covers` names."""
+    epoch_covers: Literal["largest_bone", "all_bones"] = "largest_bone"
+    """Images that an epoch passes over once, for all targets of a run alike."""
     num_folds: int = 5
     held_out: Literal["every_fold", "fold_0"] = "every_fold"
     """Which rows judge a probe: all, each by the head that never saw it, or those of fold 0 by one head."""
@@ -48,6 +50,14 @@ class RunConfig:
     metric: Metric = "auroc"
     """By which epochs and trials are chosen on dev: by study, but `image_accuracy` by image at 0.5 (the paper's)."""
     kept_epoch: Literal["last", "best"] = "last"
+    first_lr: float | None = None
+    """Constant learning rate of the first trial of every search; None = the first trials of each recipe."""
+    specialist_lr: float | None = None
+    """The same for specialists, in place of `first_lr`; None = as every other search."""
+    specialist_probe_steps: int | None = None
+    """Steps of a specialist's `mlp_probe`, without early stopping; None = as the baseline's."""
+    compare_with_paper: bool = False
+    """Report the source paper's figures next to this run's."""
     early_stopping: bool = True
     grace_fraction: float = 0.4
     """No trial is stopped before this part of its epochs has run (chosen by us)."""
@@ -69,6 +79,7 @@ class RunConfig:
         _check_choice("metric", self.metric, get_args(Metric))
         _check_choice("activation", self.activation, ("relu", "none"))
         _check_choice("held_out", self.held_out, ("every_fold", "fold_0"))
+        _check_choice("epoch_covers", self.epoch_covers, ("largest_bone", "all_bones"))
         _check_choice("kept_epoch", self.kept_epoch, ("last", "best"))
         for name, allowed in (("recipes", RECIPES), ("sampling", get_args(Sampling))):
             values = getattr(self, name)
@@ -84,6 +95,10 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None:
                 _check_range(name.removeprefix("num_"), value, low, high)
+        for name in ("first_lr", "specialist_lr"):
+            lr = getattr(self, name)
+            if lr is not None and not 0 < lr <= 1:
+                raise ConfigError(f"{name}={lr}: must lie in (0, 1]")
         if not 0 <= self.grace_fraction <= 1:
             raise ConfigError(f"grace_fraction={self.grace_fraction}: must lie in [0, 1]")
         if self.ensemble and self.replicate_seeds < 2:
@@ -144,6 +159,7 @@ _RANGES = (
     ("num_trials", 1, 1000),
     ("num_epochs", 1, 10_000),
     ("num_steps", 1, 10_000_000),
+    ("specialist_probe_steps", 1, 10_000_000),
     ("num_folds", 2, 100),
     ("batch_size", 1, 65_536),
     ("patience_epochs", 1, 10_000),

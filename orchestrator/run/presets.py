@@ -48,6 +48,11 @@ def paper() -> RunConfig:
         sampling=("balanced_bones",),
         metric="image_accuracy",
         kept_epoch="best",
+        epoch_covers="all_bones",
+        first_lr=0.001,
+        specialist_lr=0.01,  # 3.4a
+        specialist_probe_steps=1000,  # 3.4a
+        compare_with_paper=True,
         grace_fraction=0.0,
         patience_epochs=4,
         finetune=PAPER_FINETUNE,

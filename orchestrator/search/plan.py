@@ -2,7 +2,8 @@
 
 Stage 1 has the probes, stage 2 what trains whole networks (the bone task among them), stage 3 the heads on the bone
 task's backbone. All targets of a recipe get the same points and the same number of steps, so that a specialist and
-the baseline it is compared with have had the same chances; in the paper's preset they get what the paper gave them.
+the baseline it is compared with have had the same chances; `specialist_lr` and `specialist_probe_steps` set them
+apart, as the source paper did.
 """
 
 import math
@@ -27,7 +28,7 @@ MIN_IMAGES_PER_LABEL = 20
 
 MIN_STEPS_PER_EPOCH = 4
 STAGES = {"linear_probe": 1, "mlp_probe": 1, "two_stage_probe": 1, "finetune": 2, "intermediate_task": 3}
-PAPER_STAGE_STEPS = TWO_STAGE.boundary_steps or 0
+TWO_STAGE_STEPS = TWO_STAGE.boundary_steps or 0
 """The paper's 3.4a: so many steps; 3.4b doubles them (its text gives no number for the second stage)."""
 
 
@@ -168,17 +169,17 @@ def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
 
 
 def choose_budget(config: RunConfig, target: str, recipe: str, images_of_bone: Mapping[str, int]) -> Budget:
-    """Return what a trial may spend: the same for specialists and baselines, save in the paper's preset."""
+    """Return what a trial may spend: the same for specialists and baselines unless the config says otherwise."""
     if recipe == "two_stage_probe":
         epochs = 2 * config.num_epochs
-        return _budget_in_steps(config, epochs, 2 * PAPER_STAGE_STEPS)
-    if config.preset == "paper" and parse_bone(target) and recipe == "mlp_probe":
-        return _budget_in_steps(config, config.num_epochs, PAPER_STAGE_STEPS)
+        return _budget_in_steps(config, epochs, 2 * TWO_STAGE_STEPS)
+    if config.specialist_probe_steps and parse_bone(target) and recipe == "mlp_probe":
+        return _budget_in_steps(config, config.num_epochs, config.specialist_probe_steps)
     is_finetune = recipe == "finetune"
     num_epochs = config.finetune_epochs if is_finetune else config.num_epochs
     num_steps = config.finetune_steps if is_finetune else config.num_steps
     batch_size = config.finetune_batch_size if is_finetune else config.batch_size
-    images = sum(images_of_bone.values()) if config.preset == "paper" else max(images_of_bone.values())
+    images = (max if config.epoch_covers == "largest_bone" else sum)(images_of_bone.values())
     seen = images * (config.num_folds - 1) / config.num_folds
     per_epoch = seen / batch_size if num_steps is None else num_steps / num_epochs
     floor = MIN_STEPS_PER_EPOCH if num_steps is None else 1

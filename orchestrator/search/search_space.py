@@ -76,8 +76,9 @@ def count_trials(config: RunConfig, recipe: str) -> int:
 def _list_first(config: RunConfig, recipe: str, *, is_specialist: bool) -> list[tuple[LrSchedule, float, float]]:
     if recipe == "two_stage_probe":
         return [*PAPER_SETTINGS[recipe]] * len(config.sampling)
-    if config.preset == "paper":
-        return [(CONSTANT, 0.01 if is_specialist else 0.001, 0.0)]  # 3.4a: 0.01; all others: 0.001
+    lr = (is_specialist and config.specialist_lr) or config.first_lr
+    if lr:
+        return [(CONSTANT, lr, 0.0)]
     if recipe == "finetune":
         return [FINETUNE_DEFAULT]
     return list(PAPER_SETTINGS["mlp_probe" if recipe == "intermediate_task" else recipe])

@@ -39,6 +39,8 @@ from orchestrator.report.summary import (
 from orchestrator.run.directory import RunDir
 from orchestrator.run.files import write_json
 
+ALIKE = {"specialist_lr": None, "specialist_probe_steps": None}
+PAPER = {"specialist_lr": 0.01, "specialist_probe_steps": 1000}
 MEASURES = ("Loss", "Accuracy")
 
 
@@ -140,7 +142,7 @@ def test_paper_section_shows_published_beside_ours_and_names_the_unit():
 
 def test_the_papers_unequal_pair_is_called_unfair_in_sentence_card_and_terminal(tmp_path):
     words = "not a fair comparison: the two were trained by different settings, as in the paper"
-    page = show(config={"preset": "paper"})
+    page = show(config=PAPER)
     head = page.text[: page.text.index("What serves each bone, and why")]
     answer, cards = head.split("+0.030 95% CI", 1)
     assert (
@@ -149,27 +151,27 @@ def test_the_papers_unequal_pair_is_called_unfair_in_sentence_card_and_terminal(
     )
     assert answer.count(words) == 1  # not of the served system
     assert cards.count(words.capitalize()) == 2  # the bone known, and routed
-    assert " ".join(say(tmp_path, config={"preset": "paper"}).split()).count(words) == 2
+    assert " ".join(say(tmp_path, config=PAPER).split()).count(words) == 2
     assert "not a fair comparison" not in show().text
 
 
 @pytest.mark.parametrize(
-    ("preset", "system", "expected"),
+    ("config", "system", "expected"),
     [
-        ("quick", "specialists_mlp_probe_oracle", True),
-        ("paper", "specialists_mlp_probe_routed", False),
-        ("paper", "specialists_finetune_oracle", False),
-        ("paper", "specialists_two_stage_probe_oracle", True),
-        ("paper", "selected_routed", True),
+        (ALIKE, "specialists_mlp_probe_oracle", True),
+        (PAPER, "specialists_mlp_probe_routed", False),
+        (PAPER, "specialists_finetune_oracle", False),
+        (PAPER, "specialists_two_stage_probe_oracle", True),
+        (PAPER, "selected_routed", True),
     ],
 )
-def test_a_pair_is_fair_where_both_were_trained_alike(preset, system, expected):
-    assert is_fair({"run": {"config": {"preset": preset}}}, system) is expected
+def test_a_pair_is_fair_where_both_were_trained_alike(config, system, expected):
+    assert is_fair({"run": {"config": config}}, system) is expected
 
 
 def test_page_says_what_the_papers_baselines_were_trained_by():
     assert "It was given as many trials and steps as each specialist of its recipe." in show().text
-    text = show(config={"preset": "paper"}).text
+    text = show(config=PAPER).text
     assert "as each specialist" not in text
     assert "Only that of two_stage_probe was trained by the settings of its specialists" in text
 

@@ -8,6 +8,7 @@ from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.errors import ConfigError
 from mura_models.networks.backbone_spec import BackboneSpec
 from mura_models.training.finetune_settings import FinetuneSettings
+from mura_models.training.lr_schedules import TWO_STAGE
 from orchestrator.run.config import RunConfig
 from orchestrator.run.presets import full, make_preset, paper, quick
 
@@ -27,6 +28,11 @@ OTHER_RUNS = [
     {"held_out": "fold_0"},
     {"kept_epoch": "best"},
     {"num_steps": 7},
+    {"epoch_covers": "all_bones"},
+    {"first_lr": 0.001},
+    {"specialist_lr": 0.01},
+    {"specialist_probe_steps": 100},
+    {"compare_with_paper": True},
     {"replicate_seeds": 2},
     {"finetune_epochs": 3},
     {"finetune": FinetuneSettings(rotation_degrees=30)},
@@ -48,6 +54,9 @@ def test_the_paper_preset_has_the_papers_settings():
     assert config.preprocessing == Preprocessing(image_size_px=256, resize="stretch")
     assert (config.num_epochs, config.patience_epochs, config.num_folds) == (10, 4, 10)
     assert (config.activation, config.sampling, config.metric) == ("none", ("balanced_bones",), "image_accuracy")
+    assert (config.first_lr, config.specialist_lr) == (0.001, 0.01)
+    assert config.specialist_probe_steps == TWO_STAGE.boundary_steps
+    assert (config.epoch_covers, config.compare_with_paper) == ("all_bones", True)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +71,10 @@ def test_the_paper_preset_has_the_papers_settings():
             {"finetune": FinetuneSettings(freeze_backbone_epochs=12)},
             "freeze_backbone_epochs=12: must be below finetune_epochs=12",
         ),
+        ({"first_lr": 0.0}, r"first_lr=0.0: must lie in \(0, 1\]"),
+        ({"specialist_lr": 2.0}, r"specialist_lr=2.0: must lie in \(0, 1\]"),
+        ({"specialist_probe_steps": 0}, r"specialist_probe_steps=0: must lie in \[1,"),
+        ({"epoch_covers": "a_bone"}, "epoch_covers=a_bone: must be one of largest_bone, all_bones"),
         ({"grace_fraction": 1.5}, r"grace_fraction=1.5: must lie in \[0, 1\]"),
         ({"sampling": ()}, "sampling: name at least one"),
         ({"recipes": ()}, "recipes: name at least one"),

@@ -81,9 +81,9 @@ def test_points_are_drawn_within_their_ranges_over_all_schedules():
 
 @pytest.mark.parametrize("num_trials", [1, 2, 3, 4, 5, 6, 7, 8, 12])
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("preset", ["quick", "paper"])
-def test_every_search_tries_as_many_schedules_as_it_can(num_trials, seed, preset):
-    config = RunConfig(recipes=("linear_probe", "mlp_probe", "intermediate_task", "finetune"), preset=preset)
+@pytest.mark.parametrize("rates", [{}, {"first_lr": 0.001, "specialist_lr": 0.01}])
+def test_every_search_tries_as_many_schedules_as_it_can(num_trials, seed, rates):
+    config = RunConfig(recipes=("linear_probe", "mlp_probe", "intermediate_task", "finetune"), **rates)
     config = replace(config, num_folds=3, num_trials=num_trials, finetune_trials=num_trials, seed=seed)
     tried = plan_table(config).groupby("search")["lr_schedule"].nunique()
     assert set(tried) == {min(num_trials, len(LR_SCHEDULES))}
