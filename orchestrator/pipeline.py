@@ -4,6 +4,7 @@ import shutil
 
 from mura_models.data.dataset import DataSet
 from mura_models.errors import ConfigError, RunError
+from orchestrator.cluster.connection import connect_ray
 from orchestrator.cluster.resources import share_cluster
 from orchestrator.evaluation.report_data import conclude
 from orchestrator.ingest.dataset import cache_root
@@ -13,7 +14,7 @@ from orchestrator.ingest.overview import explore_data
 from orchestrator.ingest.record import read_runtime, record_ingest
 from orchestrator.preflight.disk_forecast import format_bytes
 from orchestrator.preflight.disk_usage import forecast_run
-from orchestrator.preflight.run_checks import examined
+from orchestrator.preflight.run_checks import check_cluster, check_machine
 from orchestrator.progress import Monitor
 from orchestrator.report import render_report
 from orchestrator.run.config import RunConfig
@@ -42,7 +43,9 @@ def run(config: RunConfig, execution: ExecutionOptions, dataset: DataSet, monito
             monitor.say("this run is finished: nothing is trained (--fresh starts anew beside it)")
             check_finished(rundir)
         else:
-            with examined(config, execution, dataset.manifest, plan, rundir=rundir, monitor=monitor):
+            check_machine(config, execution, dataset.manifest, plan, rundir=rundir, progress=monitor)
+            with connect_ray(execution):
+                check_cluster(execution, rundir.root, monitor)
                 work = prepare(config, execution, dataset, rundir, monitor)
                 conclude(work, train_stages(work, start_checkpoint_store(rundir)))
         shutil.rmtree(rundir.embeddings, ignore_errors=True)

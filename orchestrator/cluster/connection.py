@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import AuthenticationError, OutOfDiskError
 
 from mura_models.errors import ConfigError, StorageError
-from orchestrator.cluster.local_ray import shown_without_paths, start_ray_here
+from orchestrator.cluster.local_ray import shown_without_paths, start_local_ray
 from orchestrator.cluster.signals import handlers_kept, uninterrupted
 from orchestrator.run.execution import ExecutionOptions, check_address
 
@@ -23,8 +23,8 @@ CONNECT_TIMEOUT_S = 10.0
 
 
 @contextmanager
-def connected(execution: ExecutionOptions) -> Iterator[None]:
-    """Join the cluster that `find_address` gives, else start Ray here, on 127.0.0.1 alone.
+def connect_ray(execution: ExecutionOptions) -> Iterator[None]:
+    """Join the cluster that `resolve_address` gives, else start Ray here, on 127.0.0.1 alone.
 
     Raises ConfigError where no cluster answers at the address, or one that takes neither this token nor these versions.
     """
@@ -34,7 +34,7 @@ def connected(execution: ExecutionOptions) -> Iterator[None]:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     with shown_without_paths():
         try:
-            _start_or_join(find_address(execution))
+            _start_or_join(resolve_address(execution))
             yield
         except OutOfDiskError as error:
             raise StorageError(f"Ray's folder for objects is full ({_first_line(error)}); make room there") from error
@@ -50,7 +50,7 @@ def _start_or_join(address: str | None) -> None:
                 check_port_open(address)
                 ray.init(address=address, log_to_driver=False, logging_level="WARNING")
             else:  # a Ray that somebody else left running on this machine is not joined unasked
-                start_ray_here(log_to_driver=False, logging_level="WARNING")
+                start_local_ray(log_to_driver=False, logging_level="WARNING")
     except (OSError, ValueError) as error:
         what = f"address={address}: no Ray cluster answers there" if address else "Ray cannot be started here"
         raise ConfigError(f"{what} ({_first_line(error)})") from error
@@ -63,7 +63,7 @@ def _start_or_join(address: str | None) -> None:
         raise ConfigError(f"address={address}: {told}; install the same Ray and Python here and there") from error
 
 
-def find_address(execution: ExecutionOptions) -> str | None:
+def resolve_address(execution: ExecutionOptions) -> str | None:
     """Return the address of the cluster to join: `--address`, else $RAY_ADDRESS; None where Ray is started here.
 
     Raises ConfigError where $RAY_ADDRESS is none that a run can join by.
@@ -82,13 +82,13 @@ def check_port_open(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
-def find_dashboard() -> str | None:
+def get_dashboard_url() -> str | None:
     """Return the dashboard's address, if Ray has one."""
     url = ray._private.worker.get_dashboard_url()
     return f"http://{url}" if url else None
 
 
-def find_metrics_endpoints() -> list[str]:
+def list_metrics_endpoints() -> list[str]:
     """Return each living node's address for Prometheus."""
     return [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"

@@ -26,7 +26,7 @@ OWN_TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _PATH = re.compile(r"(?:^|(?<==))[^=]*[/\\].*", re.DOTALL)
 
 
-def start_ray_here(**options: Any) -> None:
+def start_local_ray(**options: Any) -> None:
     """Start Ray with its dashboard, every port of it on 127.0.0.1 alone.
 
     Raises ConfigError where the token cannot be kept.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mura_models.data.dataset import DataSet
 from mura_models.errors import ConfigError, UserError, WeightsError
-from orchestrator.cluster.connection import connected, find_address
+from orchestrator.cluster.connection import connect_ray, resolve_address
 from orchestrator.preflight.disk_forecast import find_existing
 from orchestrator.preflight.disk_usage import examine_disk, need_of_ray, weigh
 from orchestrator.preflight.findings import Finding, from_error, ok
@@ -22,7 +22,7 @@ def examine(config: RunConfig, execution: ExecutionOptions, dataset: DataSet | N
     findings = list(examine_machine(config, execution))
     yield from findings
     troubled = {finding.what for finding in findings if finding.level == "problem"}
-    is_local = RAY not in troubled and find_address(execution) is None
+    is_local = RAY not in troubled and resolve_address(execution) is None
     folder = execution.run_dir or Path("runs")
     if dataset is None:
         yield ok("disk:", "what a run needs is not forecast without --data")
@@ -40,7 +40,7 @@ def examine(config: RunConfig, execution: ExecutionOptions, dataset: DataSet | N
     if troubled & {TOKEN, RAY}:
         return  # Ray would wait for 20 seconds, to say less
     try:
-        with connected(execution):
+        with connect_ray(execution):
             yield from examine_cluster(execution, find_existing(folder))
     except ConfigError as error:
         yield from_error(RAY, error, remedy="see that it runs, and that --address is its head's HOST:PORT")

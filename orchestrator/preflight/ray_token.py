@@ -17,7 +17,7 @@ from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from mura_models.data.safe_read import read_file
-from orchestrator.cluster.connection import CONNECT_TIMEOUT_S, check_port_open, find_address
+from orchestrator.cluster.connection import CONNECT_TIMEOUT_S, check_port_open, resolve_address
 from orchestrator.cluster.local_ray import AUTH_MODE, OWN_TOKEN, find_token_file, read_auth_mode, uses_rays_token_file
 from orchestrator.preflight.findings import Finding, not_checked, ok, problem, warning
 from orchestrator.run.execution import ExecutionOptions
@@ -104,7 +104,7 @@ def _explain_refusal(facts: TokenFacts, asks: str, copy_it: str, *, sends_token:
 def find_token_facts(execution: ExecutionOptions) -> TokenFacts:
     """Look at what is set here, and ask the cluster that is to be joined."""
     source, unreadable = _find_source()
-    address = find_address(execution)
+    address = resolve_address(execution)
     is_closed_at_start = address is None and uses_rays_token_file()  # by local_ray.py
     answer, unknown = None, ""
     mode = os.environ.get(AUTH_MODE)

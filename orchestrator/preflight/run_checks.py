@@ -1,7 +1,6 @@
 """A look at machine and cluster before a run: what would keep it from its end is said at its start."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -9,7 +8,7 @@ import pandas as pd
 
 from mura_models.errors import ConfigError, WeightsError
 from mura_models.networks.backbones import check_backbone, find_download, load_backbone
-from orchestrator.cluster.connection import connected, find_address, find_dashboard, find_metrics_endpoints
+from orchestrator.cluster.connection import get_dashboard_url, list_metrics_endpoints, resolve_address
 from orchestrator.cluster.resources import share_cluster
 from orchestrator.preflight.disk_usage import examine_disk
 from orchestrator.preflight.findings import Finding, from_error, ok, problem, raise_first_problem, warning
@@ -33,28 +32,29 @@ RAY = "Ray:"
 """What findings about Ray's address are about."""
 
 
-@contextmanager
-def examined(
+def check_machine(
     config: RunConfig,
     execution: ExecutionOptions,
     manifest: pd.DataFrame,
     plan: Plan,
     *,
     rundir: RunDir,
-    monitor: Monitor,
-) -> Iterator[None]:
-    """Start or join Ray for a run, the machine looked at before and the cluster after; say every warning.
+    progress: Monitor,
+) -> None:
+    """Check this machine before Ray is started or joined. Log warnings; raise ConfigError for the first error."""
+    is_local = resolve_address(execution) is None
+    _settle(examine_machine(config, execution), progress)
+    _settle(examine_disk(config, manifest, plan, rundir, starts_ray=is_local), progress)
 
-    Raises ConfigError for the first problem.
+
+def check_cluster(execution: ExecutionOptions, folder: Path, progress: Monitor) -> None:
+    """Check the cluster that was joined: whether a trial fits, and each node's way to `folder`, the run directory.
+
+    Log its addresses and warnings; raise ConfigError for the first error.
     """
-    is_local = find_address(execution) is None
-    _settle(examine_machine(config, execution), monitor)
-    _settle(examine_disk(config, manifest, plan, rundir, starts_ray=is_local), monitor)
-    with connected(execution):
-        monitor.say(f"dashboard: {find_dashboard()} (the token it asks for: ray get-auth-token)")
-        monitor.say(f"metrics: {' '.join(find_metrics_endpoints())}")
-        _settle(examine_cluster(execution, rundir.root), monitor)
-        yield
+    progress.say(f"dashboard: {get_dashboard_url()} (print its token: ray get-auth-token)")
+    progress.say(f"metrics: {' '.join(list_metrics_endpoints())}")
+    _settle(examine_cluster(execution, folder), progress)
 
 
 def _settle(findings: Iterable[Finding], monitor: Monitor) -> None:
@@ -74,7 +74,7 @@ def examine_machine(config: RunConfig, execution: ExecutionOptions) -> Iterator[
     versions = ", ".join(f"{package} {version}" for package, version in here.versions.items())
     yield from clashes or [ok("packages", f"{versions} go together; torch is {built_for}")]
     try:
-        address = find_address(execution)
+        address = resolve_address(execution)
     except ConfigError as error:
         yield from_error(RAY, error, remedy="correct or unset it")
     else:

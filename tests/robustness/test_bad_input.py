@@ -28,7 +28,7 @@ def clinic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clinic:
     monkeypatch.chdir(tmp_path / "clinic")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("MURA_DATA", raising=False)
-    monkeypatch.setattr("orchestrator.preflight.run_checks.connected", start)
+    monkeypatch.setattr("orchestrator.pipeline.connect_ray", start)
     return Clinic(tmp_path / "clinic").fill()
 
 

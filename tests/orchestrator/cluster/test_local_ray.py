@@ -12,18 +12,18 @@ import pytest
 import requests
 from ray_helpers import ROOT, User, list_listeners, make_user, wait_until
 
-from orchestrator.cluster.local_ray import describe_command, keep_token_private, start_ray_here
+from orchestrator.cluster.local_ray import describe_command, keep_token_private, start_local_ray
 
 HOLD = """
 import signal
 import ray
-from orchestrator.cluster import connected, find_dashboard, find_metrics_endpoints
-from orchestrator.run.config import ExecutionOptions
+from orchestrator.cluster.connection import connect_ray, get_dashboard_url, list_metrics_endpoints
+from orchestrator.run.execution import ExecutionOptions
 
-with connected(ExecutionOptions()):
-    print("metrics:", *find_metrics_endpoints(), flush=True)
+with connect_ray(ExecutionOptions()):
+    print("metrics:", *list_metrics_endpoints(), flush=True)
     print("address:", ray.get_runtime_context().gcs_address, flush=True)
-    print("dashboard:", find_dashboard(), flush=True)
+    print("dashboard:", get_dashboard_url(), flush=True)
     signal.pause()
 """
 JOIN = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print('joined', ray.nodes())"
@@ -166,7 +166,7 @@ def test_the_token_is_closed_to_others_wherever_ray_takes_it_from_its_file(
     for name, value in (environment | {"HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("ray.init", lambda *_, **__: None)
-    start_ray_here()
+    start_local_ray()
     assert (tmp_path / ".ray" / "auth_token").exists() == is_closed
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mura_models.errors import ConfigError
-from orchestrator.cluster.connection import find_address
+from orchestrator.cluster.connection import resolve_address
 from orchestrator.run.execution import ExecutionOptions
 
 
@@ -29,7 +29,7 @@ def test_the_cluster_to_join(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if in_environment is not None:
         monkeypatch.setenv("RAY_ADDRESS", in_environment)
-    assert find_address(ExecutionOptions(address=given)) == joined
+    assert resolve_address(ExecutionOptions(address=given)) == joined
 
 
 @pytest.mark.parametrize("given", [None, "auto"])
@@ -46,6 +46,6 @@ def test_an_address_that_a_run_cannot_join_by_is_refused_by_its_name(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", in_environment)
     with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={in_environment}: .*{told}"):
-        find_address(ExecutionOptions(address=given))
+        resolve_address(ExecutionOptions(address=given))
     with pytest.raises(ConfigError, match=f"^address={in_environment}: .*{told}"):
         ExecutionOptions(address=in_environment)

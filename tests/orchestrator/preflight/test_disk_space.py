@@ -189,7 +189,7 @@ def test_a_run_that_finds_no_room_is_refused_before_ray_starts(
     monkeypatch.setattr(
         "orchestrator.preflight.disk_usage.measure_space", lambda path: Space(device=1, free_bytes=10 * MB)
     )
-    monkeypatch.setattr("orchestrator.preflight.run_checks.connected", None)
+    monkeypatch.setattr("orchestrator.pipeline.connect_ray", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     images = str(user.home / "images" / "manifest.csv")
     assert run_command(["--all-bones", "--data", images, "--run-dir", str(tmp_path / "run"), *TINY]) == 2
