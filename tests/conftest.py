@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture
 def one_thread():
-    """Keep torch to one thread: on sizes like these, threads only wait for one another."""
+    """Run torch in one thread: on tensors this small, more threads only wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

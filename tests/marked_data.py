@@ -1,8 +1,8 @@
-"""A data set in which everything that must not travel is marked, and the search for the marks in whatever a run leaves.
+"""A data set in which everything private carries a mark, and the search for marks in what a run writes.
 
-A mark is a run of ASCII letters that no word holds, so it is found unchanged in UTF-8, Latin-1, JSON, HTML and URLs;
-UTF-16, hexadecimal and base64 at each of its three alignments are looked for beside. Letters that need encoding stand
-around it.
+A mark is a sequence of ASCII letters that occurs in no word, so it is unchanged in UTF-8, Latin-1, JSON, HTML and URLs;
+the search also covers UTF-16, hexadecimal and base64 at each of its three alignments. Each mark is surrounded by
+letters that need encoding.
 """
 
 import base64
@@ -31,7 +31,7 @@ MAX_DEPTH = 4
 
 
 def write_marked_images(root: Path) -> Path:
-    """Write a manifest of images that carry a mark of every kind; return its path."""
+    """Write images with marks of every kind and their manifest; return its path."""
     folder = root / name("folder") / "two-bones"
     table = pd.read_csv(write_images(folder), dtype=str)
     paths = []
@@ -49,12 +49,12 @@ def write_marked_images(root: Path) -> Path:
 
 
 def name(kind: str) -> str:
-    """Return a name that holds the mark of a kind."""
+    """Return a name that contains the mark of this kind."""
     return f"Jöhn {MARKS[kind].title()}"
 
 
 def mark_image(source: Path, target: Path) -> None:
-    """Move an image, with marks wherever a PNG has room for words."""
+    """Move an image and put marks wherever a PNG can hold text."""
     info = PngInfo()
     info.add_text("PatientName", name("png_text"))
     info.add_text(MARKS["keyword"], "x")
@@ -72,18 +72,18 @@ def mark_image(source: Path, target: Path) -> None:
 
 
 def make_bad_rows(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Return rows that cannot be used, each for a reason that a mark is part of."""
+    """Return rows that cannot be used; the reason of each contains a mark."""
     good = table.iloc[0].to_dict()
     broken, other = f"{name('broken_filename')}.png", f"image.{MARKS['suffix']}"
     (folder / broken).write_bytes((folder / good["path"]).read_bytes()[:300])
-    (folder / other).write_bytes(b"not a film")
+    (folder / other).write_bytes(b"not an image")
     wrong = [{"path": broken}, {"path": other}, {"path": f"{name('broken_filename')}-gone.png"}]
     cells = ({"label": name("label")}, {"split": name("split")}, {"fold": name("fold")})
     return pd.DataFrame([good | change for change in (*wrong, *cells)])
 
 
 def find_marks(content: bytes, words: Mapping[str, str] = MARKS) -> set[str]:
-    """Name the marks that occur in some bytes, or in anything compressed or encoded in them."""
+    """Return the kinds of the marks in these bytes, or in anything compressed or encoded in them."""
     found = set()
     for part in unpack(content):
         lower = part.lower()
@@ -96,19 +96,19 @@ def find_marks(content: bytes, words: Mapping[str, str] = MARKS) -> set[str]:
 
 @functools.cache
 def list_spellings(word: str) -> tuple[list[bytes], list[bytes]]:
-    """Return a word's spellings in lower case, and those in which the case of a letter counts."""
+    """Return a word's encodings in lower case, and those in which case matters."""
     plain = [word.lower().encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be")]
     encoded = []
     for raw in {spelling.encode() for spelling in (word, word.lower(), word.title())}:
         plain.append(raw.hex().encode())
         for offset in range(3):
             whole = base64.b64encode(b"\0" * offset + raw)
-            encoded.append(whole[4 if offset else 0 : len(whole) - 4])  # without what its neighbours decide
-    return plain, [spelling for spelling in encoded if len(spelling) >= 8]  # fewer letters any picture has by chance
+            encoded.append(whole[4 if offset else 0 : len(whole) - 4])  # without letters that depend on neighbors
+    return plain, [spelling for spelling in encoded if len(spelling) >= 8]  # shorter ones occur in images by chance
 
 
 def unpack(content: bytes, depth: int = 0) -> Iterator[bytes]:
-    """Return some bytes and whatever is packed in them: PNG, gzip, zip, parquet, pictures in a page."""
+    """Return these bytes and all that is packed in them: PNG, gzip, zip, parquet, images in a page."""
     yield content
     if depth < MAX_DEPTH:
         for part in open_packed(content):
@@ -116,7 +116,7 @@ def unpack(content: bytes, depth: int = 0) -> Iterator[bytes]:
 
 
 def open_packed(content: bytes) -> Iterator[bytes]:
-    """Return the parts of bytes of a kind that packs."""
+    """Return the unpacked parts, if the bytes are in a format that packs others."""
     if content.startswith(b"\x89PNG"):
         yield from list_png_texts(content)
         yield Image.open(io.BytesIO(content)).tobytes()
@@ -132,7 +132,7 @@ def open_packed(content: bytes) -> Iterator[bytes]:
 
 
 def list_png_texts(content: bytes) -> Iterator[bytes]:
-    """Return every chunk of a PNG, and unpacked whatever in it zlib can unpack."""
+    """Return every chunk of a PNG, and its decompressed content if zlib can decompress it."""
     place = 8
     while place + 8 <= len(content):
         length = int.from_bytes(content[place : place + 4])

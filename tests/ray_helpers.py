@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: a few images, commands in processes of their own, and Ray's leftovers."""
+"""Helpers for the tests of whole runs: a small data set, commands in their own processes, and Ray's leftovers."""
 
 import atexit
 import json
@@ -30,7 +30,7 @@ FOREIGN = ("RAY_", "MURA_", "CUDA_VISIBLE_DEVICES", "XDG_CACHE_HOME")
 
 
 def write_images(folder: Path, *, num_train: int = 24, num_test: int = 12) -> Path:
-    """Draw so many patients a bone and label, one or two images each, and give their manifest."""
+    """Draw this many patients per bone and label, one or two images each; return the path of their manifest."""
     rng = np.random.default_rng(7)
     rows = []
     for split, num_patients in (("train", num_train), ("test", num_test)):
@@ -47,7 +47,7 @@ def write_images(folder: Path, *, num_train: int = 24, num_test: int = 12) -> Pa
 
 
 def save_image(path: Path, bone: str, label: int, rng: np.random.Generator) -> None:
-    """Draw a shaft in noise: upright for an elbow, lying for a wrist, with a faint gap where label is 1."""
+    """Draw a shaft in noise: vertical for an elbow, horizontal for a wrist, with a faint gap if the label is 1."""
     image_HW = rng.normal(60, 30, (80, 96))
     shaft = slice(int(rng.integers(20, 30)), int(rng.integers(42, 52)))
     image_HW[shaft] += 80
@@ -61,19 +61,19 @@ def save_image(path: Path, bone: str, label: int, rng: np.random.Generator) -> N
 
 @dataclass(frozen=True)
 class User:
-    """Someone with a home folder and a cache of their own, and with what they have started marked as theirs."""
+    """A user with their own home and cache; every process that they start carries their mark."""
 
     home: Path
     mark: str
     ray_folder: str
-    """Where Ray keeps sockets, whose paths must be short, and the address of the last head that was started."""
+    """Ray's sockets, whose paths must be short, and the address of the last head that was started."""
 
     @property
     def cache(self) -> Path:
         return self.home / "cache"
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return this user's environment; nothing of the tester's Ray, GPUs or caches shines through."""
+        """Return this user's environment, without the tester's settings for Ray, GPUs and caches."""
         own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         own |= {"HOME": str(self.home), "XDG_CACHE_HOME": str(self.cache), MARK: self.mark}
         own["RAY_TMPDIR"] = self.ray_folder
@@ -82,7 +82,7 @@ class User:
     def call(
         self, *command: object, cwd: Path | None = None, timeout_s: float = 400, **more: str
     ) -> "subprocess.CompletedProcess[str]":
-        """Carry out a command to its end; `more` goes into its environment."""
+        """Run a command to its end; `more` is added to its environment."""
         return subprocess.run(
             [str(part) for part in command],
             cwd=cwd or self.home,
@@ -94,14 +94,14 @@ class User:
         )
 
     def run_study(self, *options: object, **more: str) -> "subprocess.CompletedProcess[str]":
-        """Carry out `python run_study.py --all-bones`, which must end well."""
+        """Run `python run_study.py --all-bones`, which must succeed."""
         done = self.call(sys.executable, ROOT / "run_study.py", "--all-bones", *options, **more)
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
     @contextmanager
     def start(self, *command: object, **more: str) -> Iterator["subprocess.Popen[str]"]:
-        """Start a command and end it, and all that came of it, with the block; its output goes to `log`."""
+        """Start a command; end it and all of its processes with the block. Its output goes to `log`."""
         with self.log.open("w") as log:
             process = subprocess.Popen(
                 [str(part) for part in command],
@@ -125,13 +125,13 @@ class User:
         return self.home / "started.log"
 
     def processes(self) -> list[psutil.Process]:
-        """Find what this user's commands have left running, Ray's daemons and workers too."""
+        """Return the processes of this user that still run, Ray's daemons and workers included."""
         return [process for process in psutil.process_iter() if _read_mark(process) == self.mark]
 
     def wait_for_end(self) -> None:
-        """Wait until nothing runs any more: Ray ends by itself, seconds after its driver, and later under load.
+        """Wait until only Ray's agents run: Ray ends by itself, seconds after its driver, and later under load.
 
-        But for its agents: for a minute they try to tell the driver that is gone that its Ray is gone.
+        The agents try for a minute to report the end of Ray to a driver that is gone.
         """
         wait_until(lambda: not self._list_but_agents(), "Ray to follow its driver", timeout_s=180)
 
@@ -139,7 +139,7 @@ class User:
         return [process for process in self.processes() if "Agent" not in _read_command(process)]
 
     def end_processes(self) -> None:
-        """Kill what is left."""
+        """Kill the remaining processes."""
         for process in self.processes():
             with _may_be_gone():
                 process.kill()
@@ -161,7 +161,7 @@ def make_user(home: Path) -> User:
 
 
 def list_listeners(user: User) -> set[tuple[str, str]]:
-    """Return the name of each process of this user that listens, and the address on which it does."""
+    """Return the name and the address of each process of this user that listens on a port."""
     found = set()
     for process in user.processes():
         with _may_be_gone():
@@ -186,7 +186,7 @@ def _read_mark(process: psutil.Process) -> str | None:
 
 
 def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = 60) -> Any:
-    """Wait until `condition` gives something true, and give it."""
+    """Wait until `condition` returns a true value, and return it."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if found := condition():
@@ -196,7 +196,7 @@ def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = 60
 
 
 def find_free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -204,7 +204,7 @@ def find_free_port() -> int:
 
 
 def read_journal(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the journal's whole lines; none where it is not there yet."""
+    """Return the complete lines of the journal; none if it does not exist yet."""
     path = run_dir / "journal.jsonl"
     if not path.exists():
         return []
@@ -213,13 +213,13 @@ def read_journal(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file of JSON."""
+    """Read a JSON file."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
 def assert_same_results(first: Path, second: Path) -> None:
-    """Compare everything that is to be the same twice, down to the last bit."""
+    """Check that everything that two runs must share is the same, to the last bit."""
     for name in ("plan.csv", "selected.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     for name in ("manifest.parquet", "trials.parquet", "predictions.parquet"):

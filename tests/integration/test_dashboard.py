@@ -1,4 +1,4 @@
-"""What a person sees of a run while it is on: the dashboard's lists, its pages in a browser, and the gauges."""
+"""What a user sees of a run in progress: the dashboard's lists, its pages in a browser, and the gauges."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ AT_ONCE = ("--cpus-per-trial", "0.2")
 
 @dataclass(frozen=True)
 class Running:
-    """A run that is on."""
+    """A run in progress."""
 
     dashboard: str
     metrics: str
@@ -31,7 +31,7 @@ class Running:
     run_dir: Path
 
     def fetch(self, path: str) -> Any:
-        """Ask the dashboard as its own pages do."""
+        """Request data from the dashboard as its own pages do."""
         headers = {"Authorization": f"Bearer {self.token}"}
         answer = requests.get(f"{self.dashboard}{path}", headers=headers, timeout=30)
         answer.raise_for_status()
@@ -76,11 +76,11 @@ def running(user: User) -> Iterator[Running]:
             token=(user.home / ".ray" / "auth_token").read_text().strip(),
             run_dir=run_dir,
         )
-        assert driver.poll() is None, "the run ended before it was looked at"
+        assert driver.poll() is None, "the run ended before the tests did"
 
 
 @pytest.mark.slow
-def test_the_dashboard_lists_our_tasks_and_actors_by_telling_names(running: Running) -> None:
+def test_the_dashboard_lists_our_tasks_and_actors_by_descriptive_names(running: Running) -> None:
     def list_classes() -> set[str]:
         return {actor["class_name"].split(".")[-1] for actor in running.list_entries("actors")}
 
@@ -96,12 +96,12 @@ def test_the_dashboard_lists_the_job(running: Running) -> None:
 
 
 @pytest.mark.slow
-def test_the_dashboard_tells_nothing_without_the_token(running: Running) -> None:
+def test_the_dashboard_refuses_requests_without_the_token(running: Running) -> None:
     assert requests.get(f"{running.dashboard}/api/v0/actors", timeout=30).status_code == 401
 
 
 @pytest.mark.slow
-def test_the_metrics_endpoint_shows_gauges_for_every_search(running: Running) -> None:
+def test_the_metrics_endpoint_has_gauges_for_every_search(running: Running) -> None:
     def read_gauges() -> dict[str, list[Any]]:
         families = text_string_to_metric_families(requests.get(running.metrics, timeout=30).text)
         return {family.name: family.samples for family in families}
@@ -140,7 +140,7 @@ class Browser:
         return text
 
     def find(self, css: str) -> str | None:
-        """Return the first element, if there is one."""
+        """Return the first matching element, if there is one."""
         found = self._post("elements", using="css selector", value=css)
         return next(iter(found[0].values())) if found else None
 
@@ -181,7 +181,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 @pytest.mark.browser
 @pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs Chromium")
-def test_a_person_signs_in_with_the_token_and_sees_the_run(running: Running, browser: Browser) -> None:
+def test_a_user_signs_in_with_the_token_and_sees_the_run(running: Running, browser: Browser) -> None:
     browser.open(f"{running.dashboard}/#/jobs")
     wait_until(lambda: "authentication token" in browser.read_text(), "the question for the token")
     browser.type("input[type=password]", f"{running.token}\ue007")  # U+E007 is Enter (W3C WebDriver, 17.4.2)

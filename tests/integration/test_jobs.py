@@ -19,7 +19,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> User:
 
 @pytest.fixture(scope="module")
 def clone(user: User) -> Path:
-    """What a fresh clone has, without its history."""
+    """The files of a fresh clone, without its history."""
     folder = user.home / "clone"
     for package in ("mura_models", "orchestrator"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))

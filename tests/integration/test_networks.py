@@ -1,4 +1,4 @@
-"""Whole runs that train whole networks: the paper's preset, `finetune` beside the probes, and a kill in between."""
+"""Runs that train whole networks: the paper's preset, `finetune` next to probes, and a run that is killed."""
 
 import signal
 import sys
@@ -50,7 +50,7 @@ def finetuned(user: User, images: Path) -> Path:
 
 
 def predict(user: User, images: Path, run_dir: Path) -> None:
-    """Check that the bundle answers in another process as the run did."""
+    """Check that the bundle predicts in another process what the run predicted."""
     out = run_dir.parent / f"{run_dir.name}.parquet"
     command = ("predict", "--bundle", run_dir / "bundle", "--data", images, "--out", out, "--split", "test")
     done = user.call(BIN / "mura", *command)
@@ -79,7 +79,7 @@ def test_the_papers_preset_runs_every_system_and_prints_its_table(user: User, im
     predict(user, images, run_dir)
 
 
-def test_whole_networks_stand_beside_probes_and_the_bundle_answers_as_the_run(
+def test_whole_networks_and_probes_share_a_run_and_its_bundle_predicts_the_same(
     user: User, images: Path, finetuned: Path
 ) -> None:
     report = read_json(finetuned / "report.json")
@@ -89,7 +89,7 @@ def test_whole_networks_stand_beside_probes_and_the_bundle_answers_as_the_run(
     predict(user, images, finetuned)
 
 
-def test_replicates_are_shipped_and_losers_are_not_kept(finetuned: Path) -> None:
+def test_replicates_are_exported_and_other_checkpoints_are_deleted(finetuned: Path) -> None:
     run = read_json(finetuned / "report.json")["run"]
     replicates = run["replicates"]
     plan = pd.read_csv(finetuned / "plan.csv")
@@ -106,7 +106,7 @@ def test_replicates_are_shipped_and_losers_are_not_kept(finetuned: Path) -> None
     assert len(audited) == sum(min(4, len(stopped)) for stopped in of_stage)
 
 
-def test_a_run_killed_while_it_trains_networks_goes_on_as_if_nothing_had_happened(
+def test_a_run_killed_while_it_trains_networks_resumes_to_the_same_results(
     user: User, images: Path, tmp_path: Path
 ) -> None:
     fewer = ("--recipes", "finetune", "--trials", "1", "--replicate-seeds", "0", "--no-early-stopping")

@@ -1,4 +1,4 @@
-"""Nothing that a run leaves is a pickle, and nothing of ours would read one."""
+"""A run writes no pickle, and our code reads none."""
 
 import ast
 import pickle
@@ -13,7 +13,7 @@ from ray_helpers import ROOT
 
 UNPICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
 SENDING = {"register_pickle_by_value", "unregister_pickle_by_value"}
-"""How functions travel between the processes of a run; nothing of it is written."""
+"""These send functions between the processes of a run; they write no file."""
 READ_PICKLES = {"read_pickle", "to_pickle"}
 NUMPY_CALLS = {f"{module}.{call}" for module in ("np", "numpy") for call in ("load", "save", "savez")}
 
@@ -23,7 +23,7 @@ def list_sources() -> list[Path]:
 
 
 def find_pickles(source: str) -> list[str]:
-    """Name the calls and imports of a source that read or write pickles, by line."""
+    """Return the calls and imports in a source that read or write pickles, each with its line."""
     nodes = list(ast.walk(ast.parse(source)))
     sending = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr in SENDING}
     return [f"line {node.lineno}: {what}" for node in nodes if id(node) not in sending and (what := _name_pickle(node))]
@@ -75,8 +75,8 @@ def test_the_search_for_pickles_finds_nothing_else() -> None:
     assert find_pickles("torch.load(path, weights_only=True)\nnp.load(path, allow_pickle=False)\nload_file(path)") == []
 
 
-def test_a_file_is_known_by_what_is_in_it(tmp_path: Path) -> None:
-    """A pickle is none of the formats, whatever it is called."""
+def test_a_format_is_recognized_by_content(tmp_path: Path) -> None:
+    """A pickle has none of the formats, whatever its name."""
     np.save(tmp_path / "plain.npy", np.arange(3))
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
     torch.save({"weight": torch.ones(2)}, tmp_path / "weights.safetensors")

@@ -1,4 +1,4 @@
-"""Nothing of a patient and no path of the data leaves a run but where the README says so: marked images prove it."""
+"""Patient ids and data paths occur only where the README says so; marked images prove it."""
 
 import base64
 import re
@@ -25,7 +25,7 @@ from mura_models.networks.backbones import load_backbone
 pytestmark = pytest.mark.slow
 
 MAY_NAME_PATIENTS = {"manifest.parquet", "predictions.parquet", "quarantine.csv"}
-"""As the README says. All else in a run directory may not."""
+"""As the README says. No other file of a run directory may."""
 OPTIONS = (*TINY, "--trials", "5", "--epochs", "4", "--replicate-seeds", "1")
 LISTS = ("tasks", "actors", "workers", "nodes", "jobs", "placement_groups", "objects", "runtime_envs")
 PAGES = (
@@ -36,13 +36,13 @@ PAGES = (
     *("/events", "/api/cluster_status", "/api/component_activities", "/api/serve/applications/"),
     *("/api/data/datasets/01000000", "/api/train/v2/runs", "/api/prometheus/sd", "/test/dump"),
 )
-SIGHTS = (b"decode_images", b"embed_images", b"ProbeTrial", b"checkpoint-keeper", b"run_study.py", b"# TYPE ray_")
-"""What the pages must show, else nobody looked; not our gauges, which a scrape sees only if they were just set."""
+SIGHTS = (b"decode_images", b"embed_images", b"ProbeTrial", b"checkpoint-store", b"run_study.py", b"# TYPE ray_")
+"""What the pages must show, or the search proves nothing. Not our gauges: a scrape has them only if just set."""
 
 
 @dataclass
 class Watched:
-    """A run over marked images, and what was seen of it from outside while it was on."""
+    """A run on marked images, and what its pages and ports showed while it ran."""
 
     user: User
     data: Path
@@ -50,13 +50,13 @@ class Watched:
     output: str = ""
     node_id: str = ""
     sights: set[bytes] = field(default_factory=set)
-    """Of SIGHTS, those that were seen at any time."""
-    told: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """Address -> the marks that any of its answers held."""
+    """Those of SIGHTS that were seen at any time."""
+    found: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Address -> the marks in any of its responses."""
     listeners: set[tuple[str, str]] = field(default_factory=set)
 
     def look(self) -> None:
-        """Ask the dashboard and the metrics endpoint for everything they have."""
+        """Request everything from the dashboard and the metrics endpoint."""
         log = self.user.log.read_text()
         if not (dashboard := re.search(r"^dashboard: (\S+)", log, re.MULTILINE)):
             return
@@ -67,12 +67,12 @@ class Watched:
         for address in (*metrics, *(dashboard[1] + page for page in (*PAGES, *more)), *metrics):
             with suppress(requests.RequestException):
                 answer = requests.get(address, headers={"Authorization": f"Bearer {token}"}, timeout=20)
-                if answer.ok:  # else somebody else's Ray has taken the port of one that has ended
-                    self.take_in(address.removeprefix(dashboard[1]), answer.content)
+                if answer.ok:  # if not, another user's Ray has taken the port of one that has ended
+                    self.record(address.removeprefix(dashboard[1]), answer.content)
 
-    def take_in(self, page: str, content: bytes) -> None:
-        """Search an answer."""
-        self.told[page] |= find_marks(content)
+    def record(self, page: str, content: bytes) -> None:
+        """Search a response for marks and sights."""
+        self.found[page] |= find_marks(content)
         self.sights |= {sight for sight in SIGHTS if sight in content}
         if found := re.search(rb'"node_id": ?"(\w+)"', content):
             self.node_id = found[1].decode()
@@ -88,7 +88,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     command = (sys.executable, ROOT / "run_study.py", "--all-bones", "--data", seen.data, "--run-dir", seen.run_dir)
     with user.start(*command, "--weights", weights, *OPTIONS, RAY_metrics_report_interval_ms="500") as driver:
         wait_until(lambda: read_journal(seen.run_dir), "the search", timeout_s=300)
-        driver.send_signal(signal.SIGSTOP)  # however slow the pages are: this is what they show while it searches
+        driver.send_signal(signal.SIGSTOP)  # even if the pages are slow, they show the run during its search
         seen.look()
         seen.look()
         driver.send_signal(signal.SIGCONT)
@@ -98,8 +98,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     return seen
 
 
-def test_the_marks_are_where_they_may_be(watched: Watched) -> None:
-    """Else the searches below would find nothing whatever leaked."""
+def test_the_marks_are_where_they_are_allowed(watched: Watched) -> None:
+    """Without this, the tests below would pass whatever leaked."""
     manifest = (watched.run_dir / "manifest.parquet").read_bytes()
     assert {"folder", "subfolder", "filename", "patient", "study", "column", "cell"} <= find_marks(manifest)
     assert {"broken_filename", "suffix", "label", "split", "fold"} <= find_marks(
@@ -110,7 +110,7 @@ def test_the_marks_are_where_they_may_be(watched: Watched) -> None:
     assert find_marks(image) == inside
 
 
-def test_a_run_leaves_no_mark_but_where_the_readme_says(watched: Watched) -> None:
+def test_a_run_writes_marks_only_where_the_readme_says(watched: Watched) -> None:
     found = {
         str(path.relative_to(watched.run_dir)): marks
         for path in list_files(watched.run_dir)
@@ -119,7 +119,7 @@ def test_a_run_leaves_no_mark_but_where_the_readme_says(watched: Watched) -> Non
     assert found == {}
 
 
-def test_what_travels_names_no_folder_of_the_machine(watched: Watched) -> None:
+def test_files_that_are_passed_on_name_no_folder_of_the_machine(watched: Watched) -> None:
     words = {"home": str(watched.user.home), "clone": str(ROOT)}
     found = {
         str(path.relative_to(watched.run_dir)): places
@@ -155,8 +155,8 @@ def test_rays_logs_hold_no_mark(watched: Watched) -> None:
 
 def test_the_dashboard_shows_no_mark(watched: Watched) -> None:
     assert watched.sights == set(SIGHTS)
-    assert len(watched.told) > 20
-    assert {page: marks for page, marks in watched.told.items() if marks} == {}
+    assert len(watched.found) > 20
+    assert {page: marks for page, marks in watched.found.items() if marks} == {}
 
 
 def test_every_port_of_a_run_is_on_loopback(watched: Watched) -> None:
@@ -183,7 +183,7 @@ def test_the_search_finds_a_mark_in_every_spelling(kind: str) -> None:
 
 
 def has_ended(driver: "subprocess.Popen[str]") -> bool:
-    """Return whether a process has ended, or does so within two seconds: looking is work, too."""
+    """Return whether a process has ended, or ends within two seconds: the requests slow it down."""
     with suppress(subprocess.TimeoutExpired):
         driver.wait(timeout=2)
     return driver.returncode is not None

@@ -1,4 +1,4 @@
-"""Trials on what Ray gives them: one GPU each, several nodes, no disk in common. On a machine with neither."""
+"""Trials on resources that Ray assigns: one GPU each, several nodes, no shared disk. Needs no such machine."""
 
 import asyncio
 import gc
@@ -41,7 +41,7 @@ LATCH_S = 120
 
 
 class Latch:
-    """An actor that lets nobody through before so many searches are there at once; then everybody."""
+    """An actor that blocks trials until this many searches wait at once, then lets all of them continue."""
 
     def __init__(self, num_expected: int) -> None:
         self._num_expected = num_expected
@@ -59,7 +59,7 @@ class Latch:
 
 
 class HeldData(dict[str, Any]):
-    """The data of the searches; a trial that takes its own waits at the latch before it trains."""
+    """The data of the searches; a trial that fetches its data waits at the latch before it trains."""
 
     latch: Any
 
@@ -81,8 +81,8 @@ def local_ray(**resources: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("num_cpus", [2, 4])
 def test_four_trials_at_once_have_a_gpu_each(num_cpus: int, tmp_path: Path) -> None:
-    """Each trial waits for three others before it trains: with less than four at once, none would ever train."""
-    config, plan = plan_one_trial_a_search(num_epochs=2)
+    """Each trial waits for three others before it trains: with fewer than four at once, none would train."""
+    config, plan = plan_one_trial_per_search(num_epochs=2)
     with local_ray(num_cpus=num_cpus, num_gpus=NUM_GPUS):
         data = HeldData({search: make_probe_data(search.split("/")[0].split(":")[-1]) for search in plan.searches})
         data.latch = ray.remote(Latch).options(num_cpus=0, max_concurrency=8).remote(NUM_GPUS)
@@ -95,8 +95,8 @@ def test_four_trials_at_once_have_a_gpu_each(num_cpus: int, tmp_path: Path) -> N
     assert all(line["worker"]["visible_devices"] in {"0", "1", "2", "3"} for line in lines)
 
 
-def test_a_trial_whose_worker_dies_goes_on(tmp_path: Path) -> None:
-    config, plan = plan_one_trial_a_search(num_epochs=30)
+def test_a_trial_whose_worker_dies_resumes(tmp_path: Path) -> None:
+    config, plan = plan_one_trial_per_search(num_epochs=30)
     plan = replace(plan, trials=plan.trials[:1])
     search = plan.searches[0]
     data = {search: make_probe_data(search.split("/")[0].split(":")[-1])}
@@ -116,7 +116,7 @@ def test_a_trial_whose_worker_dies_goes_on(tmp_path: Path) -> None:
 
 
 def damage(path: Path) -> None:
-    """Change one byte in the middle of a file; twice is not as before."""
+    """Change one byte in the middle of a file; a second call does not restore it."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] = (content[len(content) // 2] + 1) % 256
     path.write_bytes(content)
@@ -130,9 +130,9 @@ def assert_same_checkpoint(first: bytes, second: bytes) -> None:
     assert histories[0] == histories[1]
 
 
-def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path: Path) -> None:
-    """By a trial that goes on, and by a winner that is shipped: down to the last bit as if nothing had happened."""
-    config, plan = plan_one_trial_a_search(num_epochs=10)
+def test_a_damaged_checkpoint_is_detected_and_the_previous_one_is_used(tmp_path: Path) -> None:
+    """A resumed trial and an exported winner are the same to the last bit as without the damage."""
+    config, plan = plan_one_trial_per_search(num_epochs=10)
     plan = replace(plan, trials=plan.trials[:1])
     trial = plan.trials[0]
     data = {trial.search: make_probe_data(trial.target.split(":")[-1])}
@@ -147,9 +147,9 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path: Pa
         damage(last)
         run_search(stage)
         assert_same_checkpoint(last.read_bytes(), whole)
-        told = read_journal(tmp_path)
-        assert [line["metrics"] for line in told] == [json.loads(line)["metrics"] for line in lines]
-        assert "the last checkpoint is damaged: went on from the one before" in [line["note"] for line in told]
+        continued = read_journal(tmp_path)
+        assert [line["metrics"] for line in continued] == [json.loads(line)["metrics"] for line in lines]
+        assert "the last checkpoint is damaged: went on from the one before" in [line["note"] for line in continued]
 
         for paths in ([last], [last, previous]):
             for path in paths:
@@ -158,8 +158,8 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path: Pa
             assert_same_checkpoint(last.read_bytes(), whole)
 
 
-def test_a_keeper_that_dies_is_told_again_where_the_rows_are(tmp_path: Path) -> None:
-    config, plan = plan_one_trial_a_search(num_epochs=2)
+def test_a_checkpoint_store_that_dies_receives_the_rows_of_the_stage_again(tmp_path: Path) -> None:
+    config, plan = plan_one_trial_per_search(num_epochs=2)
     data = {search: make_probe_data(search.split("/")[0].split(":")[-1]) for search in plan.searches}
     killed = []
 
@@ -174,9 +174,9 @@ def test_a_keeper_that_dies_is_told_again_where_the_rows_are(tmp_path: Path) -> 
     assert [line["state"] for line in read_journal(tmp_path)].count("COMPLETE") == NUM_GPUS
 
 
-def test_a_disk_that_gives_no_checkpoint_ends_the_search_in_one_line_and_loses_nothing(tmp_path: Path) -> None:
-    """A trial that began anew would write over what is there."""
-    config, plan = plan_one_trial_a_search(num_epochs=2)
+def test_an_unreadable_checkpoint_ends_the_search_in_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    """A trial that started from the beginning would overwrite the checkpoint."""
+    config, plan = plan_one_trial_per_search(num_epochs=2)
     data = {search: make_probe_data(search.split("/")[0].split(":")[-1]) for search in plan.searches}
 
     class StoreWithoutDisk(CheckpointStore):
@@ -194,7 +194,7 @@ def test_a_disk_that_gives_no_checkpoint_ends_the_search_in_one_line_and_loses_n
     assert [line["state"] for line in read_journal(tmp_path)].count("COMPLETE") == NUM_GPUS
 
 
-def test_a_worker_that_dies_over_the_question_what_its_node_is_is_no_finding(tmp_path: Path) -> None:
+def test_a_worker_that_dies_while_its_node_is_checked_is_no_finding(tmp_path: Path) -> None:
     killed: list[str] = []
 
     def kill_once() -> None:
@@ -216,9 +216,9 @@ def test_a_worker_that_dies_over_the_question_what_its_node_is_is_no_finding(tmp
     assert (node.error, node.storage_error) == ("", "")
 
 
-def test_the_rows_of_a_stage_are_let_go_when_it_is_over(tmp_path: Path) -> None:
-    """What Tune is given it never lets go again: the images of MURA, once a search, audit and replicate."""
-    config, plan = plan_one_trial_a_search(num_epochs=1)
+def test_the_rows_of_a_stage_are_freed_when_it_is_over(tmp_path: Path) -> None:
+    """Tune never frees its inputs: it would hold the images of MURA once per search, audit and replicate."""
+    config, plan = plan_one_trial_per_search(num_epochs=1)
     data = {search: make_probe_data(search.split("/")[0].split(":")[-1]) for search in plan.searches}
     heavy = data | {"images": np.ones(2**24, np.uint8)}
     with local_ray(num_cpus=2):
@@ -228,7 +228,7 @@ def test_the_rows_of_a_stage_are_let_go_when_it_is_over(tmp_path: Path) -> None:
         store = stage.store
         del stage
         ray.get(store.hold_inputs.remote([]))
-        wait_until(lambda: measure_store() < 2**23, "Ray to let go of the rows")
+        wait_until(lambda: measure_store() < 2**23, "Ray to free the rows")
     assert [line["state"] for line in read_journal(tmp_path)] == ["COMPLETE"] * NUM_GPUS
 
 
@@ -259,8 +259,8 @@ def make_stage(
     return stage
 
 
-def plan_one_trial_a_search(num_epochs: int) -> tuple[RunConfig, Plan]:
-    """Plan four searches of a trial each: two specialists, the baseline and the router."""
+def plan_one_trial_per_search(num_epochs: int) -> tuple[RunConfig, Plan]:
+    """Plan four searches with one trial each: two specialists, the baseline and the router."""
     recipes = ("linear_probe",)
     config = RunConfig(num_trials=1, num_epochs=num_epochs, num_folds=NUM_FOLDS, recipes=recipes, early_stopping=False)
     plan = make_plan(config, make_manifest())
@@ -289,14 +289,14 @@ def user(tmp_path: Path) -> User:
 
 @contextmanager
 def cluster(user: User, *worker_home: Path) -> Iterator[str]:
-    """Start a head that gives no CPU, and perhaps a worker at home elsewhere; return the address."""
+    """Start a head without CPUs, and a worker for each home that is given; return the address."""
     with user.start(sys.executable, "-c", HEAD, *worker_home, **NO_AUTH):
         line = wait_until(lambda: [li for li in user.log.read_text().splitlines() if "address:" in li], "the head")
         yield line[0].split()[-1]
 
 
 @pytest.mark.cluster
-def test_a_worker_node_needs_neither_cache_nor_home_of_the_driver(user: User, tmp_path: Path) -> None:
+def test_a_worker_node_needs_neither_the_cache_nor_the_home_of_the_driver(user: User, tmp_path: Path) -> None:
     images, worker_home = write_images(user.home / "images"), tmp_path / "worker"
     worker_home.mkdir()
     with cluster(user, worker_home) as address:
@@ -325,7 +325,7 @@ def test_a_worker_node_needs_no_disk_of_the_driver(user: User, tmp_path: Path) -
 
 
 def assert_trained_elsewhere(run_dir: Path) -> None:
-    """Check that the run ended well and that its trials ran on one node: the head has no CPU to give."""
+    """Check that the run succeeded and that its trials ran on one node: the head has no CPUs."""
     report = read_json(run_dir / "report.json")
     assert report["run"]["images_embedded"] > 0
     assert report["run"]["failed_searches"] == {}

@@ -1,4 +1,4 @@
-"""`python run_study.py` and `mura predict` as a stranger meets them: real files, real Ray, processes of their own."""
+"""`python run_study.py` and `mura predict` as a new user runs them: real files, real Ray, separate processes."""
 
 import hashlib
 import sys
@@ -64,7 +64,7 @@ def finished_again(user: User, images: Path, finished: Path) -> Path:
     return run_dir
 
 
-def test_a_run_leaves_every_table_with_the_columns_of_the_contract(finished: Path) -> None:
+def test_a_run_writes_every_table_with_the_columns_of_the_contract(finished: Path) -> None:
     plan = pd.read_csv(finished / "plan.csv")
     assert list(plan)[:9] == [
         *("stage", "depends_on", "search", "target", "recipe", "trial", "lr_schedule", "lr", "weight_decay"),
@@ -82,7 +82,7 @@ def test_a_run_leaves_every_table_with_the_columns_of_the_contract(finished: Pat
     assert list(pd.read_csv(finished / "quarantine.csv")) == ["path", "reason"]
 
 
-def test_a_run_leaves_an_answer_for_every_test_image(finished: Path, images: Path) -> None:
+def test_a_run_writes_a_prediction_for_every_test_image(finished: Path, images: Path) -> None:
     predictions = pd.read_parquet(finished / "predictions.parquet")
     expected = ["path", "bone", "patient", "study", "label", "bone_predicted", "p_bone", "p_abnormal", "prediction"]
     assert list(predictions)[:9] == expected
@@ -93,7 +93,7 @@ def test_a_run_leaves_an_answer_for_every_test_image(finished: Path, images: Pat
     assert set(predictions["prediction"]) <= {0, 1}
 
 
-def test_a_run_leaves_a_report_with_the_keys_of_the_contract(finished: Path) -> None:
+def test_a_run_writes_a_report_with_the_keys_of_the_contract(finished: Path) -> None:
     report = read_json(finished / "report.json")
     assert report["schema"] == 1
     assert {"run", "data", "router", "systems", "selected", "comparisons"} <= set(report)
@@ -134,7 +134,7 @@ def test_neither_bundle_nor_report_names_a_patient_or_a_folder(finished: Path, i
         assert not [word for word in words if word.encode() in content], path.name
 
 
-def test_the_same_command_again_finds_nothing_to_do(user: User, images: Path, finished: Path) -> None:
+def test_the_same_command_again_does_nothing(user: User, images: Path, finished: Path) -> None:
     before = fingerprint(finished)
     done = user.run_study("--data", images, "--run-dir", finished, *TINY)
     assert "finished" in done.stdout
@@ -160,7 +160,7 @@ def test_two_runs_have_the_same_manifest_folds_plan_and_epochs(finished: Path, f
     assert all(first[epoch] == second[epoch] for epoch in common)
 
 
-def test_predict_in_another_process_gives_the_runs_own_test_predictions(
+def test_predict_in_another_process_returns_the_runs_own_test_predictions(
     user: User, images: Path, finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "answers.parquet"
@@ -186,7 +186,9 @@ def test_predict_needs_only_paths(
     suffix: str, read: Callable[[Path], pd.DataFrame], images: Path, finished: Path, tmp_path: Path
 ) -> None:
     own = pd.read_parquet(finished / "predictions.parquet")
-    lone = own[~own.duplicated(["patient", "study"], keep=False)].head(5)  # an image alone is routed as its study was
+    lone = own[~own.duplicated(["patient", "study"], keep=False)].head(
+        5
+    )  # a study of one image is routed in the same way
     table = images.parent / f"only-paths-{suffix}.csv"
     lone[["path"]].to_csv(table, index=False)
     out = tmp_path / f"answers.{suffix}"
@@ -197,13 +199,13 @@ def test_predict_needs_only_paths(
     np.testing.assert_allclose(answers["p_abnormal"], lone["p_abnormal"], atol=1e-3)
 
 
-def test_predict_takes_a_folder_and_names_what_it_leaves_out(
+def test_predict_reads_a_folder_and_names_the_files_that_it_excludes(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "images"
     for number, bone in enumerate(BONES):
         save_image(folder / "ward" / f"{number}.png", bone, 0, np.random.default_rng(number))
-    (folder / "ward" / "broken.png").write_bytes(b"not a film")
+    (folder / "ward" / "broken.png").write_bytes(b"not an image")
     out = tmp_path / "answers.csv"
     assert main(["predict", "--bundle", str(finished / "bundle"), "--data", str(folder), "--out", str(out)]) == 0
     assert list(pd.read_csv(out)["path"]) == ["ward/0.png", "ward/1.png"]
@@ -213,13 +215,13 @@ def test_predict_takes_a_folder_and_names_what_it_leaves_out(
 def test_the_directory_of_another_run_is_refused_in_one_line(
     images: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Other mistakes, which need no run, are in test_bad_input.py."""
+    """Mistakes that need no finished run are in test_bad_input.py."""
     options = ["--all-bones", *TINY, "--seed", "1", "--run-dir", str(finished), "--data", str(images)]
     assert run_command(options) == 2
     output = capsys.readouterr()
     (line,) = output.err.splitlines()
     assert "seed is 0 there" in line
-    assert "dashboard" not in output.out  # said before Ray starts, not after an hour of decoding
+    assert "dashboard" not in output.out  # reported before Ray starts, not after an hour of decoding
 
 
 def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(user: User) -> None:
@@ -228,7 +230,7 @@ def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(user: User) -> Non
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_address_where_nobody_answers_is_said_within_a_minute(user: User, images: Path) -> None:
+def test_an_address_without_a_cluster_is_reported_within_a_minute(user: User, images: Path) -> None:
     options = ("--all-bones", "--data", images, "--run-dir", user.home / "nowhere", "--address", "127.0.0.1:1")
     done = user.call(sys.executable, ROOT / "run_study.py", *options, timeout_s=60)
     assert done.returncode == 2
@@ -237,8 +239,8 @@ def test_an_address_where_nobody_answers_is_said_within_a_minute(user: User, ima
 
 
 @pytest.mark.slow
-def test_every_defect_of_a_mura_tree_is_in_the_quarantine(user: User, tmp_path: Path) -> None:
-    root = tmp_path / "MURA (copy)"  # its tables still say MURA-v1.1
+def test_every_defect_of_a_mura_folder_is_in_the_quarantine(user: User, tmp_path: Path) -> None:
+    root = tmp_path / "MURA (copy)"  # its tables still name MURA-v1.1
     expected = write_defective_mura(root)
     run_dir = tmp_path / "run"
     done = user.run_study("--data", root, "--run-dir", run_dir, *TINY)
@@ -249,12 +251,12 @@ def test_every_defect_of_a_mura_tree_is_in_the_quarantine(user: User, tmp_path: 
     assert "counts differ from MURA v1.1" in done.stdout
     report = read_json(run_dir / "report.json")
     assert report["data"]["quarantined"]["total"] == len(expected)
-    assert set(report["run"]["bones_without_specialist"]) == set(BONES)  # too few images, and said so
+    assert set(report["run"]["bones_without_specialist"]) == set(BONES)  # too few images, which is reported
     assert {selected["target"] for selected in report["selected"].values()} == {"baseline"}
 
 
 def write_defective_mura(root: Path) -> dict[str, str]:
-    """Write a MURA tree of a few studies with one defect of every kind; give path -> reason, as tables name paths."""
+    """Write a MURA folder of a few studies with one defect of every kind; return path in the tables -> reason."""
     rng = np.random.default_rng(3)
     studies: dict[str, list[tuple[str, int]]] = {"train": [], "valid": []}
     images: dict[str, list[str]] = {"train": [], "valid": []}
@@ -280,7 +282,7 @@ def write_defective_mura(root: Path) -> dict[str, str]:
     huge = add("valid", "elbow", 910, 1)
     Image.new("1", (12_000, 12_000)).save(root / huge)
     two_labels = [add("train", "elbow", 920, label) for label in (0, 1)]
-    leak = add("train", "elbow", 500, 1, study=2)  # patient 500 is in valid, too
+    leak = add("train", "elbow", 500, 1, study=2)  # patient 500 is also in valid
     reasons |= {missing: "missing", truncated: "truncated", empty: "zero bytes", text: "not an image"}
     reasons |= {huge: "too large", leak: "patient also in test"} | dict.fromkeys(two_labels, "two labels")
 
@@ -300,7 +302,7 @@ def index_epochs(run_dir: Path) -> dict[tuple[str, int], dict[str, float]]:
 
 
 def fingerprint(folder: Path) -> dict[str, tuple[int, str]]:
-    """Return name -> time and digest of every file but the lock and the page, which is rendered anew."""
+    """Return name -> time and digest of every file except the lock and the page, which is rendered again."""
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in folder.rglob("*")

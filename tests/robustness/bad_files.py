@@ -1,4 +1,4 @@
-"""Bad weights and bundles: name -> what is told in one line, before anything is trained or answered."""
+"""Bad weights and bundles: name -> the error, raised before anything is trained or predicted."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torchvision
 from factories import make_assembly
-from robustness.bad_input import Clinic, Told
+from robustness.bad_input import Clinic, Rejection
 from safetensors.torch import load_file, save, save_file
 
 from mura_models.data.preprocessing_settings import Preprocessing
@@ -27,7 +27,7 @@ INDEX = "bundle.json"
 
 
 class Trap:
-    """Writes a file when it is unpickled, as code hidden in a file of weights would."""
+    """Write a file when unpickled, as code hidden in a file of weights would."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return Path.touch, (Path("sprung"),)
@@ -39,19 +39,19 @@ def make_tensors() -> dict[str, torch.Tensor]:
     return dict(load_backbone(BackboneSpec(name=NETWORK, weights="random", seed=3)).module.state_dict())
 
 
-def weights(text: str, name: str, make: Callable[[Path], object] = lambda path: None) -> Told:
-    """Return a case of a file of weights for the small network; what code it holds must not run."""
+def weights(text: str, name: str, make: Callable[[Path], object] = lambda path: None) -> Rejection:
+    """Return a case of a file of weights for the small network; code in it must not run."""
     options = ("--backbone", NETWORK, "--weights", name)
-    return Told(text=text, options=options, make=lambda clinic: make(clinic.folder / name), not_made="sprung")
+    return Rejection(text=text, options=options, make=lambda clinic: make(clinic.folder / name), not_made="sprung")
 
 
 def save_changed(path: Path, **changes: Any) -> None:
-    """Save the weights with some of another kind."""
+    """Save the weights with some of them replaced."""
     torch.save(make_tensors() | changes, path)
 
 
 def change_first(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
-    """Save the weights, the first of which is changed."""
+    """Return a function that saves the weights with the first one changed."""
     return lambda path: save_changed(path, **{"conv_stem.weight": change(make_tensors()["conv_stem.weight"])})
 
 
@@ -60,8 +60,8 @@ def save_cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100_000])
 
 
-def write_sound_bundle(clinic: Clinic) -> Path:
-    """Write a bundle that can be read."""
+def write_valid_bundle(clinic: Clinic) -> Path:
+    """Write a valid bundle."""
     folder = clinic.folder / "bundle"
     folder.mkdir()
     bundle = Bundle(
@@ -75,23 +75,23 @@ def write_sound_bundle(clinic: Clinic) -> Path:
     return folder
 
 
-def bundle(text: str, damage: Callable[[Path], object]) -> Told:
-    """Return a case of `mura predict` by a damaged bundle."""
+def bundle(text: str, damage: Callable[[Path], object]) -> Rejection:
+    """Return a case of `mura predict` with a damaged bundle."""
     command = ("mura", "predict", "--bundle", "bundle", "--data", "manifest.csv", "--out", "answers.csv")
-    return Told(
-        text=text, instead=command, make=lambda clinic: damage(write_sound_bundle(clinic)), not_made="answers.csv"
+    return Rejection(
+        text=text, instead=command, make=lambda clinic: damage(write_valid_bundle(clinic)), not_made="answers.csv"
     )
 
 
 def add_checksum(folder: Path, index: dict[str, Any]) -> None:
-    """Write an index with the digest that it would have, as a forger would."""
+    """Write an index with a matching digest, as a forger would."""
     index.pop("digest", None)
     digest = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
     (folder / INDEX).write_text(json.dumps(index | {"digest": digest}))
 
 
 def forge(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """Return a damage to the index that its digest does not show."""
+    """Return a change of the index that its digest does not reveal."""
 
     def damage(folder: Path) -> None:
         index = json.loads((folder / INDEX).read_text())
@@ -115,7 +115,7 @@ def write_index(content: str) -> Callable[[Path], object]:
 
 
 def name_outside(folder: Path) -> None:
-    """Let the index name sound weights that lie above the bundle, every digest right."""
+    """Let the index name valid weights in the parent folder, with correct digests."""
     (folder / "backbone_0.safetensors").rename(folder.parent / "elsewhere.safetensors")
     index = json.loads((folder / INDEX).read_text())
     index["backbones"][FROZEN]["file"] = "../elsewhere.safetensors"
@@ -124,7 +124,7 @@ def name_outside(folder: Path) -> None:
 
 
 def name_pickle(folder: Path) -> None:
-    """Let the index name a pickle with code, its digest right."""
+    """Let the index name a pickle with code, with a correct digest."""
     (folder / "backbone_0.pt").write_bytes(pickle.dumps(Trap()))
     index = json.loads((folder / INDEX).read_text())
     index["backbones"][FROZEN]["file"] = "backbone_0.pt"
@@ -133,7 +133,7 @@ def name_pickle(folder: Path) -> None:
 
 
 def forge_heads(folder: Path) -> None:
-    """Put NaN into the heads, every digest right."""
+    """Put NaN into the heads, with correct digests."""
     tensors = {key: tensor * torch.nan for key, tensor in load_file(folder / "heads.safetensors").items()}
     (folder / "heads.safetensors").write_bytes(save(tensors))
     index = json.loads((folder / INDEX).read_text())
@@ -152,29 +152,29 @@ def edit_calibration(**changes: object) -> Callable[[dict[str, Any]], object]:
 PREDICT = ("mura", "predict", "--bundle", "bundle")
 
 
-def out(text: str, name: str) -> Told:
-    """Return a case of a place for answers."""
+def out(text: str, name: str) -> Rejection:
+    """Return a case of an output path."""
 
     def make(clinic: Clinic) -> None:
-        write_sound_bundle(clinic)
+        write_valid_bundle(clinic)
         Path("folder.csv").mkdir()
 
-    return Told(text=text, instead=(*PREDICT, "--data", "manifest.csv", "--out", name), make=make)
+    return Rejection(text=text, instead=(*PREDICT, "--data", "manifest.csv", "--out", name), make=make)
 
 
-def ask(text: str, data: str, make: Callable[[Clinic], object] = lambda clinic: None, *more: str) -> Told:
+def predict(text: str, data: str, make: Callable[[Clinic], object] = lambda clinic: None, *more: str) -> Rejection:
     """Return a case of images to predict."""
     command = (*PREDICT, "--data", data, "--out", "answers.csv", *more)
-    return Told(text=text, instead=command, make=lambda clinic: (write_sound_bundle(clinic), make(clinic)))
+    return Rejection(text=text, instead=command, make=lambda clinic: (write_valid_bundle(clinic), make(clinic)))
 
 
 DAMAGED = "damaged, or holds code, which is never run"
 NOT_MADE = f"not made for {NETWORK}"
 FIT = "bundle: its parts do not fit together"
 
-FILES: dict[str, Told] = {
+FILES: dict[str, Rejection] = {
     "no weights": weights("weights 'gone.pt': no such file", "gone.pt"),
-    "empty name of weights": Told(text="weights '': give imagenet, random or the path", options=("--weights", "")),
+    "empty name of weights": Rejection(text="weights '': give imagenet, random or the path", options=("--weights", "")),
     "a folder as weights": weights("'w.pt': not a file", "w.pt", Path.mkdir),
     "a pipe as weights": weights("'w.pt': not a file", "w.pt", os.mkfifo),
     "weights of zero bytes": weights(DAMAGED, "w.pt", Path.touch),
@@ -196,11 +196,11 @@ FILES: dict[str, Told] = {
         "no sound safetensors file", "w.safetensors", lambda path: path.write_bytes(pickle.dumps(Trap()))
     ),
     # Bundles.
-    "no bundle": Told(
+    "no bundle": Rejection(
         text="nowhere/bundle.json: cannot be read (No such file",
         instead=("mura", "predict", "--bundle", "nowhere", "--data", "manifest.csv", "--out", "a.csv"),
     ),
-    "an image as bundle": Told(
+    "an image as bundle": Rejection(
         text="0.png/bundle.json: cannot be read (Not a directory)",
         instead=("mura", "predict", "--bundle", "0.png", "--data", "manifest.csv", "--out", "a.csv"),
     ),
@@ -216,12 +216,12 @@ FILES: dict[str, Told] = {
     "an index of 1 GB": bundle("cannot be read (1000000000 bytes", lambda folder: os.truncate(folder / INDEX, 10**9)),
     "an index that is no JSON": bundle("bundle.json: not a bundle's index", write_index("{")),
     "an index that is a list": bundle("bundle.json: not a bundle's index", write_index("[]")),
-    "an index that nests without end": bundle("bundle.json: not a bundle's index", write_index("[" * 200_000)),
+    "an index that is nested too deeply": bundle("bundle.json: not a bundle's index", write_index("[" * 200_000)),
     "another version": bundle(
         "a bundle of schema 1; this version reads schema 2", forge(lambda index: index.update(schema=1))
     ),
     "a version with a line break": bundle(r"schema 1\n2;", forge(lambda index: index.update(schema="1\n2"))),
-    "a key more in the index": bundle(
+    "an additional key in the index": bundle(
         "not as it was written",
         lambda folder: write_index((folder / INDEX).read_text().replace("{", '{"more": 1,', 1))(folder),
     ),
@@ -245,7 +245,7 @@ FILES: dict[str, Told] = {
     "a threshold of 2": bundle(FIT, forge(edit_calibration(threshold=2))),
     "a threshold as text": bundle(FIT, forge(edit_calibration(threshold="0.5"))),
     "no bones": bundle("must name the bones", forge(lambda index: index.update(classes=[], selected={}))),
-    "a bone more than the router knows": bundle(
+    "a bone that the router does not know": bundle(
         "the networks of router: must be",
         forge(lambda index: (index["classes"].append("hip"), index["selected"].update(hip="baseline/mlp_probe"))),
     ),
@@ -254,25 +254,27 @@ FILES: dict[str, Told] = {
     "models in a list": bundle(FIT, forge(lambda index: index.update(models=[]))),
     "digests in a list": bundle("has no sha256", forge(lambda index: index.update(sha256=[]))),
     "a precision that is not there": bundle(FIT, forge(lambda index: index["runtime"].update(precision="int4"))),
-    "a bone that nothing serves": bundle("serving [", forge(lambda index: index["selected"].pop("hand"))),
+    "a bone without a model": bundle("serving [", forge(lambda index: index["selected"].pop("hand"))),
     **{
         f"no {part} in the index": bundle("bundle: its parts", forge(lambda index, part=part: index.pop(part)))
         for part in ("sha256", "models", "classes", "selected", "backbones", "runtime", "preprocessing")
     },
-    # What is to be predicted, and where answers go.
-    "answers of an unknown kind": out("out=a.xlsx: must end in .csv, .parquet, .json", "a.xlsx"),
-    "answers in the place of a folder": out("out=folder.csv: is a folder", "folder.csv"),
-    "answers inside a file": out("out=0.png/a.csv: cannot be written", "0.png/a.csv"),
-    "answers that may not be written": out("out=/proc/a.csv: cannot be written", "/proc/a.csv"),
-    "nothing to predict": ask("nowhere: no such file or folder; give a CSV", "nowhere"),
-    "a pipe to predict": ask("cannot be read (not a regular file)", "pipe.csv", lambda clinic: os.mkfifo("pipe.csv")),
-    "an empty folder to predict": ask("no image that can be read", "empty", lambda clinic: Path("empty").mkdir()),
-    "a list of names too long": ask(
+    # What is to be predicted, and where predictions are written.
+    "predictions in an unknown format": out("out=a.xlsx: must end in .csv, .parquet, .json", "a.xlsx"),
+    "predictions in place of a folder": out("out=folder.csv: is a folder", "folder.csv"),
+    "predictions inside a file": out("out=0.png/a.csv: cannot be written", "0.png/a.csv"),
+    "predictions that may not be written": out("out=/proc/a.csv: cannot be written", "/proc/a.csv"),
+    "nothing to predict": predict("nowhere: no such file or folder; give a CSV", "nowhere"),
+    "a pipe to predict": predict(
+        "cannot be read (not a regular file)", "pipe.csv", lambda clinic: os.mkfifo("pipe.csv")
+    ),
+    "an empty folder to predict": predict("no image that can be read", "empty", lambda clinic: Path("empty").mkdir()),
+    "a list of names too long": predict(
         "1 rows left out, most often: file cannot be read: File name too long",
         "list.txt",
         lambda clinic: Path("list.txt").write_text("x/" + "y" * 5000 + ".png\n"),
     ),
-    "a split that is not there": ask(
+    "a split that is not there": predict(
         "split=holdout: manifest.csv has no such rows", "manifest.csv", lambda clinic: None, "--split", "holdout"
     ),
 }

@@ -1,4 +1,4 @@
-"""Bad images: name -> what is put into the clinic; each returns what must be left out, path -> reason."""
+"""Bad images: name -> a function that adds the image to the clinic; returns what must be excluded, path -> reason."""
 
 import os
 import socket
@@ -14,18 +14,18 @@ from robustness.bad_input import Clinic, encode
 from mura_models.data.images import MAX_PIXELS
 
 rng = np.random.default_rng(1)
-GREY_HW = rng.integers(0, 256, (24, 32), dtype=np.uint8)
+GRAY_HW = rng.integers(0, 256, (24, 32), dtype=np.uint8)
 DEEP_HW = rng.integers(0, 65536, (24, 32), dtype=np.uint16)
 RGB_HWC = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
 ALPHA_HW = rng.integers(0, 256, (24, 32), dtype=np.uint8)
-GREY, NEGATIVE = Image.fromarray(GREY_HW), Image.fromarray(255 - GREY_HW)
-PNG = encode(GREY)
+GRAY, NEGATIVE = Image.fromarray(GRAY_HW), Image.fromarray(255 - GRAY_HW)
+PNG = encode(GRAY)
 BOMB = zlib.compress(bytes(200_000_000))
 """200 MB in 0.2 MB."""
 
 
-def weigh(rgb_HWC: np.ndarray) -> np.ndarray:
-    """ITU-R 601-2 luma."""
+def to_luma(rgb_HWC: np.ndarray) -> np.ndarray:
+    """Convert to gray values: ITU-R 601-2 luma."""
     return np.asarray(rgb_HWC.astype(np.float64) @ [0.299, 0.587, 0.114])
 
 
@@ -36,7 +36,7 @@ def make_chunk(name: bytes, body: bytes) -> bytes:
 def make_png(
     width: int, height: int, packed: bytes, *, depth: int = 8, color: int = 0, adam7: int = 0, extra: bytes = b""
 ) -> bytes:
-    """Write a PNG by hand: `packed` are its compressed rows, `extra` chunks before them."""
+    """Assemble a PNG: `packed` holds its compressed rows, `extra` the chunks before them."""
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, adam7)
     chunks = make_chunk(b"IHDR", header) + extra + make_chunk(b"IDAT", packed) + make_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
@@ -48,7 +48,7 @@ def pack_rows(rows: list[bytes]) -> bytes:
 
 
 def interlace(gray_HW: np.ndarray) -> bytes:
-    """Write an interlaced PNG: Adam7's seven passes, as its specification lists them (8.2)."""
+    """Return an interlaced PNG: Adam7's seven passes, as listed in its specification (8.2)."""
     starts = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     passes = [gray_HW[y::dy, x::dx] for y, x, dy, dx in starts]
     rows = [row.tobytes() for part in passes for row in part]
@@ -68,7 +68,7 @@ def bad(content: bytes, reason: str, path: str = "bad.png") -> Callable[[Clinic]
 def read_as(
     content: bytes, expected_HW: np.ndarray, path: str = "odd.png", off_by: float = 0
 ) -> Callable[[Clinic], dict[str, str]]:
-    """Return a case of a file that is odd but sound."""
+    """Return a case of an unusual but valid file."""
 
     def make(clinic: Clinic) -> dict[str, str]:
         clinic.add(path, content, expected_HW, off_by=off_by)
@@ -78,7 +78,7 @@ def read_as(
 
 
 def placed(place: Callable[[Path], object], reason: str, path: str = "bad.png") -> Callable[[Clinic], dict[str, str]]:
-    """Return a case of something else than a file in the place of one."""
+    """Return a case of something other than a file at the path of an image."""
 
     def make(clinic: Clinic) -> dict[str, str]:
         clinic.add(path, None)
@@ -95,7 +95,7 @@ def bind_socket(path: Path) -> None:
 
 
 def write_sparse(path: Path) -> None:
-    """Make a file of 100 GB that takes no room."""
+    """Make a file of 100 GB that uses no disk space."""
     path.write_bytes(PNG)
     os.truncate(path, 100 * 10**9)
 
@@ -103,16 +103,16 @@ def write_sparse(path: Path) -> None:
 def turn(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[274] = orientation
-    return encode(GREY, exif=exif)
+    return encode(GRAY, exif=exif)
 
 
 def make_palette() -> tuple[bytes, np.ndarray]:
-    """Return a palette image with an alpha a color, and how it looks on black."""
+    """Return a palette image with one alpha value per color, and how it looks on black."""
     colors = rng.integers(0, 256, (256, 3), dtype=np.uint8)
     alphas = rng.integers(0, 256, 256, dtype=np.uint8)
-    image = Image.frombytes("P", GREY.size, GREY_HW.tobytes())
+    image = Image.frombytes("P", GRAY.size, GRAY_HW.tobytes())
     image.putpalette(colors.tobytes())
-    seen_HW = weigh(colors[GREY_HW]) * alphas[GREY_HW] / 255
+    seen_HW = to_luma(colors[GRAY_HW]) * alphas[GRAY_HW] / 255
     return encode(image, transparency=alphas.tobytes()), seen_HW
 
 
@@ -121,7 +121,7 @@ def too_large(side_px: int) -> str:
 
 
 INK = (30, 60, 90, 20)
-INK_SEEN_HW = np.full((24, 32), weigh((255 - np.array(INK[:3])) * (255 - INK[3]) / 255))
+INK_SEEN_HW = np.full((24, 32), to_luma((255 - np.array(INK[:3])) * (255 - INK[3]) / 255))
 HALF_PNG = PNG[: len(PNG) // 2]
 ANIMATED = {"save_all": True, "append_images": [NEGATIVE]}
 BLACK_HW = np.zeros((24, 32), np.uint8)
@@ -129,10 +129,10 @@ BLACK_HW = np.zeros((24, 32), np.uint8)
 IMAGES: dict[str, Callable[[Clinic], dict[str, str]]] = {
     "PNG cut in half": bad(HALF_PNG, "truncated"),
     "PNG header alone": bad(PNG[:20], "truncated"),
-    "JPEG short of three bytes": bad(encode(GREY, "JPEG")[:-3], "truncated", "bad.jpg"),
-    "GIF cut in half": bad(encode(GREY, "GIF")[:-200], "truncated", "bad.gif"),
-    "BMP cut in half": bad(encode(GREY, "BMP")[:1300], "truncated", "bad.bmp"),
-    "TIFF cut in half": bad(encode(GREY, "TIFF")[:-300], "truncated", "bad.tif"),
+    "JPEG short of three bytes": bad(encode(GRAY, "JPEG")[:-3], "truncated", "bad.jpg"),
+    "GIF cut in half": bad(encode(GRAY, "GIF")[:-200], "truncated", "bad.gif"),
+    "BMP cut in half": bad(encode(GRAY, "BMP")[:1300], "truncated", "bad.bmp"),
+    "TIFF cut in half": bad(encode(GRAY, "TIFF")[:-300], "truncated", "bad.tif"),
     "zero bytes": bad(b"", "zero bytes"),
     "text as .png": bad(b"these are not pixels", "not an image"),
     "a page of HTML as .png": bad(b"<!DOCTYPE html><title>404</title>", "not an image"),
@@ -147,24 +147,24 @@ IMAGES: dict[str, Callable[[Clinic], dict[str, str]]] = {
     "15 x 400": bad(encode(Image.new("L", (15, 400))), "too small: 15 x 400 px"),
     "0 x 0": bad(make_png(0, 0, pack_rows([])), "damaged"),
     "20,000 x 20,000 of one bit": bad(encode(Image.new("1", (20_000, 20_000))), too_large(20_000)),
-    "20,000 x 20,000 told, next to nothing there": bad(make_png(20_000, 20_000, BOMB[:100]), too_large(20_000)),
+    "20,000 x 20,000 in the header, almost no data": bad(make_png(20_000, 20_000, BOMB[:100]), too_large(20_000)),
     "12,000 x 12,000 of one bit": bad(encode(Image.new("1", (12_000, 12_000))), too_large(12_000)),
     "sides beyond 32 bits": bad(make_png(2**32 - 1, 2**32 - 1, b""), too_large(2**32 - 1)),
-    "9,000 x 9,000 told, next to nothing there": bad(make_png(9000, 9000, zlib.compress(b"\0")), "truncated"),
+    "9,000 x 9,000 in the header, almost no data": bad(make_png(9000, 9000, zlib.compress(b"\0")), "truncated"),
     "bomb in a PNG's text": bad(make_png(32, 24, b"", extra=make_chunk(b"zTXt", b"k\0\0" + BOMB)), "damaged"),
     "bomb in a PNG's color profile": bad(make_png(32, 24, b"", extra=make_chunk(b"iCCP", b"k\0\0" + BOMB)), "damaged"),
     "a byte changed in a PNG's header": bad(PNG[:20] + b"\xff" + PNG[21:], "damaged"),
     "pixels overwritten with zeros": bad(PNG[:60] + bytes(60) + PNG[120:], "damaged"),
     "floating point": bad(
-        encode(Image.fromarray(GREY_HW.astype(np.float32)), "TIFF"),
+        encode(Image.fromarray(GRAY_HW.astype(np.float32)), "TIFF"),
         "unsupported pixels: floating point has no full scale",
         "bad.tif",
     ),
-    "file that is not there": placed(lambda path: None, "missing file"),
-    "folder in the place of a file": placed(lambda path: path.mkdir(), "not a file"),
-    "pipe in the place of a file": placed(os.mkfifo, "not a file"),
-    "socket in the place of a file": placed(bind_socket, "not a file"),
-    "link to a device without end": placed(lambda path: path.symlink_to("/dev/zero"), "not a file"),
+    "missing file": placed(lambda path: None, "missing file"),
+    "folder in place of a file": placed(lambda path: path.mkdir(), "not a file"),
+    "pipe in place of a file": placed(os.mkfifo, "not a file"),
+    "socket in place of a file": placed(bind_socket, "not a file"),
+    "link to an endless device": placed(lambda path: path.symlink_to("/dev/zero"), "not a file"),
     "link to nothing": placed(lambda path: path.symlink_to("nowhere.png"), "missing file"),
     "link to itself": placed(lambda path: path.symlink_to(path), "missing file"),
     "link to a process's memory": placed(lambda path: path.symlink_to("/proc/self/mem"), "zero bytes"),
@@ -172,11 +172,11 @@ IMAGES: dict[str, Callable[[Clinic], dict[str, str]]] = {
         lambda path: None, "file cannot be read: File name too long", "x" * 300 + ".png"
     ),
     "a file of 100 GB": placed(write_sparse, "file cannot be read: 100000000000 bytes, at most 1073741824 are read"),
-    "PNG short of its end mark": read_as(PNG[:-12], GREY_HW),
-    "PNG with more pixels than it tells": read_as(make_png(32, 24, BOMB), BLACK_HW),
-    "PNG with a text of 2 MB": read_as(PNG[:33] + make_chunk(b"tEXt", b"k\0" + b"a" * 2_000_000) + PNG[33:], GREY_HW),
-    "PNG with damaged EXIF": read_as(encode(GREY, exif=b"Exif\0\0MM\0\x2aabsurd"), GREY_HW),
-    "interlaced PNG": read_as(interlace(GREY_HW), GREY_HW),
+    "PNG short of its end mark": read_as(PNG[:-12], GRAY_HW),
+    "PNG with more pixels than its header declares": read_as(make_png(32, 24, BOMB), BLACK_HW),
+    "PNG with a text of 2 MB": read_as(PNG[:33] + make_chunk(b"tEXt", b"k\0" + b"a" * 2_000_000) + PNG[33:], GRAY_HW),
+    "PNG with damaged EXIF": read_as(encode(GRAY, exif=b"Exif\0\0MM\0\x2aabsurd"), GRAY_HW),
+    "interlaced PNG": read_as(interlace(GRAY_HW), GRAY_HW),
     "16 bits": read_as(encode(Image.fromarray(DEEP_HW)), np.round(DEEP_HW / 257)),
     "16 bits of color": read_as(
         make_png(
@@ -186,27 +186,27 @@ IMAGES: dict[str, Callable[[Clinic], dict[str, str]]] = {
             depth=16,
             color=2,
         ),
-        weigh(RGB_HWC),
+        to_luma(RGB_HWC),
         off_by=0.51,
     ),
-    "one bit": read_as(encode(Image.fromarray(GREY_HW > 127)), (GREY_HW > 127) * 255),
+    "one bit": read_as(encode(Image.fromarray(GRAY_HW > 127)), (GRAY_HW > 127) * 255),
     "palette with transparency": read_as(*make_palette(), off_by=1.1),
-    "grey with alpha": read_as(
-        encode(Image.fromarray(np.dstack([GREY_HW, ALPHA_HW]))), GREY_HW * (ALPHA_HW / 255), off_by=1.1
+    "gray with alpha": read_as(
+        encode(Image.fromarray(np.dstack([GRAY_HW, ALPHA_HW]))), GRAY_HW * (ALPHA_HW / 255), off_by=1.1
     ),
     "CMYK JPEG": read_as(encode(Image.new("CMYK", (32, 24), INK), "JPEG", quality=100), INK_SEEN_HW, "odd.jpg", 1.6),
     "CMYK TIFF": read_as(encode(Image.new("CMYK", (32, 24), INK), "TIFF"), INK_SEEN_HW, "odd.tif", 1.6),
-    "rotated by EXIF": read_as(turn(6), np.rot90(GREY_HW, -1)),
-    "animated GIF": read_as(encode(GREY, "GIF", **ANIMATED), GREY_HW, "odd.gif"),
-    "animated PNG": read_as(encode(GREY, "PNG", **ANIMATED), GREY_HW),
-    "animated WebP": read_as(encode(GREY.convert("RGB"), "WEBP", lossless=True, **ANIMATED), GREY_HW, "odd.webp"),
-    "TIFF of two pages": read_as(encode(GREY, "TIFF", **ANIMATED), GREY_HW, "odd.tif"),
-    "BMP named .png": read_as(encode(GREY, "BMP"), GREY_HW),
-    "PNG named .JPG": read_as(PNG, GREY_HW, "odd.JPG"),
+    "rotated by EXIF": read_as(turn(6), np.rot90(GRAY_HW, -1)),
+    "animated GIF": read_as(encode(GRAY, "GIF", **ANIMATED), GRAY_HW, "odd.gif"),
+    "animated PNG": read_as(encode(GRAY, "PNG", **ANIMATED), GRAY_HW),
+    "animated WebP": read_as(encode(GRAY.convert("RGB"), "WEBP", lossless=True, **ANIMATED), GRAY_HW, "odd.webp"),
+    "TIFF of two pages": read_as(encode(GRAY, "TIFF", **ANIMATED), GRAY_HW, "odd.tif"),
+    "BMP named .png": read_as(encode(GRAY, "BMP"), GRAY_HW),
+    "PNG named .JPG": read_as(PNG, GRAY_HW, "odd.JPG"),
 }
-"""Without those that a link or a folder of a MURA tree makes: test_mura.py has them."""
+"""Links and folders in a MURA folder are tested in test_mura.py."""
 
-if os.geteuid() != 0:  # nothing is unreadable to root
+if os.geteuid() != 0:  # root can read every file
     IMAGES["a file that may not be read"] = placed(
         lambda path: (path.write_bytes(PNG), path.chmod(0)), "file cannot be read: Permission denied"
     )

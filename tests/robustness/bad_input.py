@@ -1,7 +1,7 @@
-"""What the tables of bad input share: a clinic with sound images, what a case may expect, and a limit on time.
+"""Shared by the tables of bad input: a clinic with valid images, what a case may expect, and a time limit.
 
-A case is `Told` (one line, exit code 2, nothing started) or a function that makes a `Clinic` worse and returns what is
-to be left out, path -> reason; all other rows must stay, with their cells and pixels as they were given.
+A case is a `Rejection` (one line, exit code 2, nothing started) or a function that damages a `Clinic` and returns what
+must be excluded, path -> reason; all other rows must be kept with their cells and pixels unchanged.
 """
 
 import csv
@@ -28,16 +28,16 @@ from orchestrator.run.directory import RunDir
 COLUMNS = ("path", "bone", "patient", "study", "label", "split")
 NUM_TRAIN, NUM_TEST = 8, 4
 LIMIT_S = 30.0
-"""A case takes well under a second; what is still not done after so long hangs."""
+"""A case takes well under a second; one that takes longer than this hangs."""
 
 
 class Hung(BaseException):
-    """Not an Exception: nothing that is tested may catch it."""
+    """A case took too long. Not an Exception, so that the tested code cannot catch it."""
 
 
 @contextmanager
 def time_limit(limit_s: float = LIMIT_S) -> Iterator[None]:
-    """Raise Hung in what runs inside after `limit_s`, and again every second, should it have been swallowed."""
+    """Raise Hung inside the block after `limit_s`, and again every second in case it was swallowed."""
 
     def raise_hung(*_: object) -> None:
         raise Hung(f"not done after {limit_s:g} s")
@@ -52,24 +52,24 @@ def time_limit(limit_s: float = LIMIT_S) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
-    """A mistake that the command tells in one line, with exit code 2, before anything starts."""
+class Rejection:
+    """A mistake that the command reports in one line, with exit code 2, before anything starts."""
 
     text: str
     """Part of the line."""
     options: tuple[str, ...] = ()
-    """After `--all-bones --dry-run --folds 2 --data manifest.csv`, which later options overrule."""
+    """Added to `--all-bones --dry-run --folds 2 --data manifest.csv`; later options override earlier ones."""
     instead: tuple[str, ...] = ()
-    """The whole command, where it is not that one; `mura` for a sub-command."""
+    """The whole command, if it is another one; begins with `mura` for a subcommand."""
     not_made: str = "runs"
-    """A file that must not be there afterwards."""
+    """A file that must not exist afterwards."""
     environment: dict[str, str] = field(default_factory=dict)
     make: Callable[["Clinic"], object] = lambda clinic: None
     """Called in the clinic's folder before the command."""
 
 
 def encode(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
-    """Write an image into bytes."""
+    """Encode an image."""
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
@@ -77,21 +77,21 @@ def encode(image: Image.Image, image_format: str = "PNG", **options: object) -> 
 
 @dataclass
 class Clinic:
-    """A folder with a manifest of sound images of two bones, which a case makes worse."""
+    """A folder with valid images of two bones and a manifest, which a case damages."""
 
     folder: Path
     rows: list[dict[str, str]] = field(default_factory=list)
     pixels: dict[str, tuple[np.ndarray, float]] = field(default_factory=dict)
-    """Path -> the image's grey values as they must be read, and by how much they may be off."""
+    """Path -> the image's gray values as they must be read, and their tolerance."""
     given: list[dict[str, str]] | None = None
-    """Rows as they must be read, where they are not `rows`."""
+    """Rows as they must be read, if they differ from `rows`."""
 
     @property
     def manifest(self) -> Path:
         return self.folder / "manifest.csv"
 
     def fill(self) -> "Clinic":
-        """Write the sound images: as many normal as abnormal, of each bone, a patient each."""
+        """Write the valid images: as many normal as abnormal ones of each bone, one per patient."""
         rng = np.random.default_rng(0)
         for number in range(NUM_TRAIN + NUM_TEST):
             image_HW = rng.integers(0, 256, (24, 32), dtype=np.uint8)
@@ -103,7 +103,7 @@ class Clinic:
     def add(
         self, path: str, content: bytes | None, pixels: np.ndarray | None = None, *, off_by: float = 0, **cells: str
     ) -> dict[str, str]:
-        """Add a row, by default of a train patient of its own, and its file."""
+        """Add a row, by default of a new train patient, and its file."""
         who = f"p{len(self.rows)}"
         row = {"path": path, "bone": "hand", "patient": who, "study": "1", "label": "0", "split": "train"} | cells
         self.rows.append(row)
@@ -114,13 +114,13 @@ class Clinic:
             self.pixels[path] = pixels, off_by
         return row
 
-    def add_sound(self, path: str, **cells: str) -> dict[str, str]:
-        """Add a sound image of its own."""
+    def add_valid(self, path: str, **cells: str) -> dict[str, str]:
+        """Add a valid image that differs from all others."""
         image_HW = np.full((20, 20), 100 + len(self.rows), np.uint8)
         return self.add(path, encode(Image.fromarray(image_HW)), image_HW, **cells)
 
     def to_csv(self, *, delimiter: str = ",", line_end: str = "\n", columns: tuple[str, ...] = COLUMNS) -> str:
-        """Write the rows as a table; a column that a row lacks is empty."""
+        """Return the rows as a table; a column that a row lacks is empty."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, delimiter=delimiter, lineterminator=line_end)
         writer.writerow(columns)
@@ -128,13 +128,13 @@ class Clinic:
         return buffer.getvalue()
 
     def write(self, content: str | bytes | None = None) -> Path:
-        """Write the manifest, from the rows where nothing else is given."""
+        """Write the manifest; by default from the rows."""
         content = self.to_csv() if content is None else content
         self.manifest.write_bytes(content if isinstance(content, bytes) else content.encode())
         return self.manifest
 
     def read(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return what a run keeps and leaves out: scan, decode and rules as a run has them, without Ray."""
+        """Return the rows that a run keeps and excludes: scan, decode and rules as in a run, without Ray."""
         dataset = read_dataset(self.manifest)
         files = dataset.manifest.drop_duplicates("digest")
         named = [(digest, Path(file).suffix) for digest, file in zip(files["digest"], files["file"], strict=True)]
@@ -145,17 +145,17 @@ class Clinic:
         return kept, pd.read_csv(rundir.quarantine, keep_default_na=False)
 
 
-def check_rest(clinic: Clinic, left_out: dict[str, str]) -> None:
-    """Check that these and no others are left out, and that all others are kept as they were given."""
+def check_rows(clinic: Clinic, excluded: dict[str, str]) -> None:
+    """Check that exactly these are excluded, and that all others are kept unchanged."""
     kept, quarantine = clinic.read()
     rows = clinic.rows if clinic.given is None else clinic.given
     assert sorted([*kept["path"], *quarantine["path"]]) == sorted(row["path"] for row in rows)  # nothing is lost
     reasons = dict(zip(quarantine["path"], quarantine["reason"], strict=True))
-    assert reasons == left_out
+    assert reasons == excluded
     given = {row["path"]: row for row in rows}
     for row in kept.to_dict("records"):
-        told = {column: str(row[column]) for column in COLUMNS}
-        assert told == {column: given[row["path"]][column] for column in COLUMNS}
+        read = {column: str(row[column]) for column in COLUMNS}
+        assert read == {column: given[row["path"]][column] for column in COLUMNS}
         expected_HW, off_by = clinic.pixels[row["path"]]
         read_HW = decode_image(Path(row["file"]).read_bytes(), Path(row["file"]).suffix)
         assert read_HW.shape == expected_HW.shape

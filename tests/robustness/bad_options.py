@@ -4,25 +4,25 @@ import json
 import os
 from collections.abc import Callable
 
-from robustness.bad_input import Clinic, Told
+from robustness.bad_input import Clinic, Rejection
 
 
-def run(text: str, *options: str, make: Callable[[Clinic], object] = lambda clinic: None) -> Told:
+def run(text: str, *options: str, make: Callable[[Clinic], object] = lambda clinic: None) -> Rejection:
     """Return a case of `run_study.py --all-bones --dry-run` with these options more."""
-    return Told(text=text, options=options, make=make)
+    return Rejection(text=text, options=options, make=make)
 
 
-def start(text: str, *options: str, make: Callable[[Clinic], object] = lambda clinic: None) -> Told:
+def start(text: str, *options: str, make: Callable[[Clinic], object] = lambda clinic: None) -> Rejection:
     """Return a case of a run that is no dry one."""
-    return Told(text=text, instead=("--all-bones", "--folds", "2", "--data", "manifest.csv", *options), make=make)
+    return Rejection(text=text, instead=("--all-bones", "--folds", "2", "--data", "manifest.csv", *options), make=make)
 
 
-def mura(text: str, *command: str, make: Callable[[Clinic], object] = lambda clinic: None) -> Told:
+def mura(text: str, *command: str, make: Callable[[Clinic], object] = lambda clinic: None) -> Rejection:
     """Return a case of a sub-command of `mura`."""
-    return Told(text=text, instead=("mura", *command), make=make)
+    return Rejection(text=text, instead=("mura", *command), make=make)
 
 
-def correct(text: str, table: str) -> Told:
+def correct(text: str, table: str) -> Rejection:
     """Return a case of a file of corrections."""
     return run(text, "--corrections", "fixes.csv", make=lambda clinic: write(clinic, "fixes.csv", table))
 
@@ -42,7 +42,7 @@ def write_run(clinic: Clinic, **changes: str) -> None:
 FINETUNE = ("--recipes", "finetune")
 NETWORKS = "none of linear_probe, mlp_probe trains whole networks; add finetune or intermediate_task"
 
-OPTIONS: dict[str, Told] = {
+OPTIONS: dict[str, Rejection] = {
     # What is not one of those allowed.
     "unknown option": run("unrecognized arguments: --trails", "--trails", "3"),
     "unknown preset": run("preset=slow: must be one of quick, paper, full", "--preset", "slow"),
@@ -55,7 +55,7 @@ OPTIONS: dict[str, Told] = {
         "backbone 'resnet-18': neither ours nor a name of timm; did you", "--backbone", "resnet-18"
     ),
     "empty backbone": run("backbone '': neither ours", "--backbone", ""),
-    "unknown bone": Told(
+    "unknown bone": Rejection(
         text="bones=femur: not in the data, which has hand, wrist",
         instead=("--bones", "femur", "--dry-run", "--folds", "2", "--data", "manifest.csv"),
     ),
@@ -112,7 +112,7 @@ OPTIONS: dict[str, Told] = {
     "phantom of seed -1": mura("phantom seed is -1: it must not be", "phantom", "--out", "p", "--seed", "-1"),
     # What contradicts.
     "all bones and some": run("not allowed with argument --all-bones", "--bones", "hand"),
-    "neither all bones nor some": Told(text="--all-bones", instead=("--dry-run", "--data", "manifest.csv")),
+    "neither all bones nor some": Rejection(text="--all-bones", instead=("--dry-run", "--data", "manifest.csv")),
     "an ensemble of no replicates": run("replicate_seeds=0: an ensemble needs at least 2; give more, or", "--ensemble"),
     "an audit where nothing is stopped": run(
         "audit=3: with --no-early-stopping no trial is stopped", "--no-early-stopping", "--audit", "3"

@@ -1,4 +1,4 @@
-"""Faults at seeded moments of a run, and what must hold after them, whatever they were."""
+"""Faults at seeded moments of a run, and what must hold after any of them."""
 
 import os
 import signal
@@ -16,26 +16,26 @@ import psutil
 from ray_helpers import ROOT, User, read_journal, wait_until
 
 OPTIONS = ("--image-size", "64", "--trials", "6", "--epochs", "10", "--folds", "2")
-"""Of every run here: rungs at the epochs 4 and 8 of 10."""
+"""Options of every run here: rungs at epochs 4 and 8 of 10."""
 MODES = {
     "one at a time": ("--max-concurrent", "1"),
     "no early stopping": ("--no-early-stopping",),
-    "as it comes": (),
+    "concurrent": (),
 }
-"""The first two promise the same winners and figures after any fault, the third only that nothing is lost."""
+"""The first two guarantee the same winners and figures after any fault, the third only that nothing is lost."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When something happens in a run: in one of its parts, and where in it."""
+    """When something happens in a run: the part of the run, and the position in it."""
 
     part: str
     """`before` the search, `search`, or `after` it."""
     share: float
-    """In [0, 1): of the journal's lines in the search, of some seconds elsewhere."""
+    """In [0, 1): of the journal's lines during the search, of a few seconds elsewhere."""
 
     def has_come(self, run_dir: Path, since: dict[str, float], num_lines: int) -> bool:
-        """Return whether it has come; `since` remembers when the run's parts were first seen."""
+        """Return whether it has come; `since` holds the times when the parts of the run were first seen."""
         now = time.monotonic()
         lines = read_journal(run_dir)
         if self.part == "search":
@@ -48,11 +48,11 @@ class Moment:
 
 
 ENDS = {"driver": (signal.SIGKILL, -9), "ctrl-c": (signal.SIGINT, 130), "sigterm": (signal.SIGTERM, 143)}
-"""How a driver may end: the signal, and the exit code that is right for it."""
+"""How a driver may end: the signal, and its correct exit code."""
 
 
 PARTS = {"trial": ("search",), "node": ("search",), "worker": ("before", "search", "search", "search")}
-"""The parts of a run in which there are such victims; a driver is in all of them."""
+"""The parts of a run in which these victims exist; a driver is in all of them."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Fault:
 
 
 def draw_faults(seed: int, num: int, victims: tuple[str, ...]) -> list[Fault]:
-    """Draw so many faults, in the order of a run: most in the search, the others where their victims are, too."""
+    """Draw this many faults in the order of a run: most in the search, others where their victims exist."""
     rng = np.random.default_rng(seed)
     faults = []
     for _ in range(num):
@@ -76,30 +76,30 @@ def draw_faults(seed: int, num: int, victims: tuple[str, ...]) -> list[Fault]:
 
 
 @dataclass
-class Ordeal:
-    """A run that things happen to: the same command, started again as often as it takes."""
+class FaultyRun:
+    """A run with faults: the same command, started again until it finishes."""
 
     user: User
     run_dir: Path
     options: tuple[object, ...]
     num_lines: int
-    """Lines of the journal of a run that nothing happens to."""
+    """Number of lines in the journal of a run without faults."""
     kill_node: Callable[[], None] = lambda: None
     environment: dict[str, str] = field(default_factory=dict)
-    told: list[str] = field(default_factory=list)
-    """What was done, for whoever reads a failure."""
+    log: list[str] = field(default_factory=list)
+    """What was done, printed if a test fails."""
 
-    def suffer(self, faults: list[Fault]) -> None:
-        """Bring the faults about, each at its moment, and the run to its end; check after each that nothing is lost."""
+    def inject(self, faults: list[Fault]) -> None:
+        """Cause each fault at its moment and complete the run; check after each fault that nothing is lost."""
         left = list(faults)
         while left:
             left = self._start(left)
-        print(*self.told, sep="\n")
-        assert len(self.told) == len(faults), "a fault never came: the run was over before"
+        print(*self.log, sep="\n")
+        assert len(self.log) == len(faults), "a fault never came: the run was over before"
         self.user.run_study("--run-dir", self.run_dir, *self.options, **self.environment)
 
     def _start(self, faults: list[Fault]) -> list[Fault]:
-        """Start the command; return the faults that are left when its driver was killed or it ended."""
+        """Start the command; return the remaining faults when its driver was killed or it ended."""
         command = (sys.executable, ROOT / "run_study.py", "--all-bones", "--run-dir", self.run_dir, *self.options)
         left, since = list(faults), dict[str, float]()
         before = take_stock(self.run_dir)
@@ -107,7 +107,7 @@ class Ordeal:
             while left and driver.poll() is None:
                 if left[0].moment.has_come(self.run_dir, since, self.num_lines) and self._is_there(left[0].victim):
                     fault = left.pop(0)
-                    self.told.append(f"{fault} with {len(read_journal(self.run_dir))} lines")
+                    self.log.append(f"{fault} with {len(read_journal(self.run_dir))} lines")
                     if fault.victim in ENDS:
                         self._end(driver, fault.victim)
                     else:
@@ -123,7 +123,7 @@ class Ordeal:
         return victim != "worker" or bool(find_workers(self.user))
 
     def _end(self, driver: "subprocess.Popen[str]", how: str) -> None:
-        """End the driver, unless it has just ended by itself; nothing of it may stay but Ray's agents, for a minute."""
+        """End the driver, unless it has just ended by itself; only Ray's agents may stay, for a minute."""
         number, code = ENDS[how]
         driver.send_signal(number)
         driver.wait(120)
@@ -140,16 +140,13 @@ class Ordeal:
             kill(read_journal(self.run_dir)[-1]["worker"]["pid"])
         else:
             workers = wait_until(lambda: find_workers(self.user), "a worker")
-            pid = sorted(workers)[len(self.told) % len(workers)]  # an older or a younger one
-            self.told[-1] += f": {workers[pid]}"
+            pid = sorted(workers)[len(self.log) % len(workers)]  # an older or a younger one
+            self.log[-1] += f": {workers[pid]}"
             kill(pid)
 
 
 def find_workers(user: User) -> dict[int, str]:
-    """Find Ray's worker processes: tasks, trials, the checkpoint store of checkpoints and those that wait for work.
-
-    Gives what each calls itself by its process id.
-    """
+    """Return Ray's worker processes, process id -> title: tasks, trials, the checkpoint store and idle workers."""
     found = {}
     for process in user.processes():
         with suppress(psutil.Error):
@@ -160,39 +157,39 @@ def find_workers(user: User) -> dict[int, str]:
 
 
 def kill(pid: int) -> None:
-    """Kill a process that may be gone."""
+    """Kill a process, if it still exists."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
 class Stock:
-    """What a run directory has."""
+    """The content of a run directory."""
 
     journals: dict[str, bytes]
     ended: frozenset[str]
     checkpoints: dict[str, int]
-    """Of trials that have ended: file name -> time of its last change."""
+    """Of trials that have ended: file name -> modification time."""
 
 
 def take_stock(run_dir: Path) -> Stock:
-    """Take down what may not change any more."""
+    """Record what must not change from now on."""
     names = ("journal.jsonl", "audit.jsonl", "replicates.jsonl")
     journals = {name: (run_dir / name).read_bytes() for name in names if (run_dir / name).exists()}
     whole = {name: content[: content.rfind(b"\n") + 1] for name, content in journals.items()}
     ended = frozenset(line["trial"] for line in read_journal(run_dir) if line["state"] != "RUNNING")
-    files = {name_checkpoint(trial): run_dir / "checkpoints" / name_checkpoint(trial) for trial in ended}
+    files = {checkpoint_name(trial): run_dir / "checkpoints" / checkpoint_name(trial) for trial in ended}
     kept = {name: path.stat().st_mtime_ns for name, path in files.items() if path.exists()}
     return Stock(journals=whole, ended=ended, checkpoints=kept)
 
 
-def name_checkpoint(trial: str) -> str:
-    """Name the file of a trial's checkpoint."""
+def checkpoint_name(trial: str) -> str:
+    """Return the file name of a trial's checkpoint."""
     return f"{trial.replace('/', '%2F').replace(':', '%3A')}.safetensors"
 
 
 def assert_nothing_changed(before: Stock, run_dir: Path) -> None:
-    """Check that old lines are as they were and that no trial that had ended was run again."""
+    """Check that old lines are unchanged and that no trial that had ended was run again."""
     now = take_stock(run_dir)
     for name, content in before.journals.items():
         assert now.journals[name].startswith(content), name
@@ -202,7 +199,7 @@ def assert_nothing_changed(before: Stock, run_dir: Path) -> None:
 
 
 def assert_whole(run_dir: Path) -> None:
-    """Check that a finished run has every epoch of every trial exactly once, in journal and table alike."""
+    """Check that a finished run has every epoch of every trial exactly once, both in journal and table."""
     lines = read_journal(run_dir)
     assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
     epochs: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""What holds for any table and any split, drawn by hypothesis."""
+"""Properties of any table and any split, tested with hypothesis."""
 
 import csv
 import io
@@ -16,8 +16,8 @@ from mura_models.data.folds import assign_folds
 from mura_models.data.scan import Listing, apply_rules
 from mura_models.errors import DataError
 
-MANNERS = ((csv.QUOTE_ALL, "\n"), (csv.QUOTE_ALL, "\r\n"), (csv.QUOTE_ALL, "\r"), (csv.QUOTE_MINIMAL, "\r\n"))
-"""How tables are written: quotes, and the ends of their lines."""
+DIALECTS = ((csv.QUOTE_ALL, "\n"), (csv.QUOTE_ALL, "\r\n"), (csv.QUOTE_ALL, "\r"), (csv.QUOTE_MINIMAL, "\r\n"))
+"""How tables are written: quoting and line ends."""
 STUDY = ["patient", "bone", "study"]
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
@@ -27,11 +27,11 @@ cells = texts | likely
 
 @st.composite
 def draw_tables(draw):
-    """Draw a header, rows as wide as it, and the bytes of a CSV that holds them."""
+    """Draw a header, rows of the same width, and the bytes of a CSV with them."""
     extra = draw(st.lists(st.sampled_from(["split", "fold", "scanner", "größe"]), unique=True, max_size=4))
     header = draw(st.permutations([*REQUIRED, *extra]))
     rows = draw(st.lists(st.lists(cells, min_size=len(header), max_size=len(header)), min_size=1, max_size=6))
-    quoting, line_end = draw(st.sampled_from(MANNERS))
+    quoting, line_end = draw(st.sampled_from(DIALECTS))
     buffer = io.StringIO()
     delimiter = draw(st.sampled_from(",;\t"))
     csv.writer(buffer, delimiter=delimiter, quoting=quoting, lineterminator=line_end).writerows([header, *rows])
@@ -39,7 +39,7 @@ def draw_tables(draw):
 
 
 def read(content, reader):
-    """Let a reader read these bytes from a file; None where it refuses them in one line."""
+    """Read these bytes from a file with `reader`; return None if it rejects them in one line."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "manifest.csv"
         path.write_bytes(content)
@@ -52,7 +52,7 @@ def read(content, reader):
 
 @settings(max_examples=60, deadline=None)
 @given(draw_tables())
-def test_the_cells_of_a_table_come_back_as_they_were_written(table):
+def test_the_cells_of_a_table_are_read_as_they_were_written(table):
     header, rows, content = table
     written = [[cell.strip() for cell in row] for row in rows if any(row)]
     listing = read(content, read_table)
@@ -66,7 +66,7 @@ def test_the_cells_of_a_table_come_back_as_they_were_written(table):
 
 @settings(max_examples=60, deadline=None)
 @given(draw_tables())
-def test_every_row_of_a_table_is_kept_or_left_out_with_a_reason(table):
+def test_every_row_of_a_table_is_kept_or_excluded_with_a_reason(table):
     header, rows, content = table
     paths = sorted(row[header.index("path")].strip() for row in rows if any(row))
     for reader in (list_csv, list_csv_for_prediction):
@@ -78,7 +78,7 @@ def test_every_row_of_a_table_is_kept_or_left_out_with_a_reason(table):
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="replace")))
-def test_any_bytes_are_a_table_or_refused_in_one_line(content):
+def test_any_bytes_are_a_table_or_rejected_in_one_line(content):
     for reader in (list_csv, list_csv_for_prediction):
         assert isinstance(read(b"path,bone,patient,study,label\n" + content, reader), Listing | None)
         assert isinstance(read(content, reader), Listing | None)
@@ -96,8 +96,8 @@ images = st.fixed_dictionaries(
 )
 
 
-def rule(rows):
-    """Apply the rules to drawn rows; a row is known by its path."""
+def apply(rows):
+    """Apply the rules to drawn rows, which are identified by path."""
     return apply_rules(Listing(rows=rows), study_columns=STUDY)
 
 
@@ -105,7 +105,7 @@ def rule(rows):
 @given(st.lists(images, min_size=1, max_size=40), st.randoms(use_true_random=False))
 def test_the_rules_leave_no_leak_and_lose_no_row_in_any_order(drawn, random):
     rows = pd.DataFrame(drawn).assign(path=[f"{number}.png" for number in range(len(drawn))], fold=-1)
-    listing = rule(rows)
+    listing = apply(rows)
     kept = listing.rows
     assert sorted([*kept["path"], *listing.quarantine["path"]]) == sorted(rows["path"])
     sides = {split: kept[kept["split"] == split] for split in ("train", "test")}
@@ -115,11 +115,11 @@ def test_the_rules_leave_no_leak_and_lose_no_row_in_any_order(drawn, random):
     for columns in (STUDY, ["digest"]):
         assert (kept.groupby(columns)["label"].nunique() <= 1).all()
     shuffled = random.sample(range(len(rows)), len(rows))
-    assert set(rule(rows.iloc[shuffled].reset_index(drop=True)).rows["path"]) == set(kept["path"])
+    assert set(apply(rows.iloc[shuffled].reset_index(drop=True)).rows["path"]) == set(kept["path"])
 
 
 def count_groups(rows):
-    """Count the patients, those who share images as one."""
+    """Count the patients; patients who share images count as one."""
     groups = []
     for patient, digest in zip(rows["patient"], rows["digest"], strict=True):
         group = {("patient", patient), ("image", digest)}
@@ -130,9 +130,9 @@ def count_groups(rows):
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(images, min_size=1, max_size=40), st.integers(2, 4), st.randoms(use_true_random=False))
-def test_folds_are_the_same_in_any_order_and_hold_each_patient_and_image_once(drawn, num_folds, random):
+def test_folds_are_the_same_in_any_order_and_contain_each_patient_and_image_once(drawn, num_folds, random):
     rows = pd.DataFrame(drawn).assign(path=[f"{number}.png" for number in range(len(drawn))], fold=-1)
-    kept = rule(rows).rows
+    kept = apply(rows).rows
     is_train = (kept["split"] == "train").to_numpy()
     if count_groups(kept[is_train]) < num_folds:
         with pytest.raises(DataError, match="ask for fewer folds"):
@@ -149,7 +149,7 @@ def test_folds_are_the_same_in_any_order_and_hold_each_patient_and_image_once(dr
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(images, min_size=5, max_size=40), st.randoms(use_true_random=False))
-def test_a_split_that_is_not_given_puts_every_patient_on_one_side_in_any_order(drawn, random):
+def test_the_default_split_puts_every_patient_on_one_side_in_any_order(drawn, random):
     table = pd.DataFrame(drawn).assign(path=[f"{number}.png" for number in range(len(drawn))])
     table = table[list(REQUIRED)]
     listing = read(table.to_csv(index=False).encode(), list_csv)

@@ -1,4 +1,4 @@
-"""Bad input, case by case: each is one line and exit code 2, a row of the quarantine, or read rightly."""
+"""Bad input, case by case: one line and exit code 2, a row of the quarantine, or read correctly."""
 
 import os
 from collections.abc import Callable
@@ -8,18 +8,18 @@ import pytest
 import ray
 from robustness.bad_files import FILES
 from robustness.bad_images import IMAGES
-from robustness.bad_input import Clinic, Told, check_rest, time_limit
+from robustness.bad_input import Clinic, Rejection, check_rows, time_limit
 from robustness.bad_manifests import MANIFESTS
 from robustness.bad_options import OPTIONS
 
 from orchestrator.cli import main, run_command
 
-CASES: dict[str, Told | Callable[[Clinic], dict[str, str]]] = IMAGES | MANIFESTS | OPTIONS | FILES
+CASES: dict[str, Rejection | Callable[[Clinic], dict[str, str]]] = IMAGES | MANIFESTS | OPTIONS | FILES
 
 
 @pytest.fixture
 def clinic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clinic:
-    """A clinic whose folder is the working directory, and a Ray that must not be started."""
+    """A clinic in the working directory, and a Ray that must not be started."""
 
     def start(*_: object) -> None:
         raise AssertionError("Ray was started")
@@ -42,19 +42,19 @@ def test_bad_input(
 ) -> None:
     case = CASES[name]
     with time_limit():
-        if isinstance(case, Told):
+        if isinstance(case, Rejection):
             for variable, value in case.environment.items():
                 monkeypatch.setenv(variable, value)
-            check_told(case, clinic, capsys)
+            check_rejection(case, clinic, capsys)
         else:
-            left_out = case(clinic)
+            excluded = case(clinic)
             if not os.path.lexists(clinic.manifest):
                 clinic.write()
-            check_rest(clinic, left_out)
+            check_rows(clinic, excluded)
 
 
-def check_told(case: Told, clinic: Clinic, capsys: pytest.CaptureFixture[str]) -> None:
-    """Carry the command out: one line that holds the text, exit code 2, and Ray was not started."""
+def check_rejection(case: Rejection, clinic: Clinic, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run the command: one line with the text, exit code 2, and Ray was not started."""
     case.make(clinic)
     if not os.path.lexists(clinic.manifest):
         clinic.write()
@@ -62,7 +62,7 @@ def check_told(case: Told, clinic: Clinic, capsys: pytest.CaptureFixture[str]) -
     command = list(case.instead or usual + case.options)
     try:
         code = main(command[1:]) if command[0] == "mura" else run_command(command)
-    except SystemExit as end:  # argparse leaves by it
+    except SystemExit as end:  # argparse raises it
         code = end.code
     output = capsys.readouterr()
     (line,) = output.err.splitlines()

@@ -1,6 +1,6 @@
-"""Kill whatever there is at any moment, run the same command again: nothing is lost, and nothing is done twice.
+"""Kill any process at any moment, run the same command again: nothing is lost, and nothing is done twice.
 
-Five and more of the moments belong to the ordinary tests; the others are marked exhaustive (`make test-faults`).
+The slow tests cover a few of the moments; the others are marked exhaustive (`make test-faults`).
 """
 
 import re
@@ -27,7 +27,7 @@ from robustness.faults import (
     MODES,
     OPTIONS,
     Fault,
-    Ordeal,
+    FaultyRun,
     assert_nothing_changed,
     assert_whole,
     draw_faults,
@@ -37,11 +37,11 @@ from robustness.faults import (
 pytestmark = pytest.mark.slow
 
 LIGHT = ("--recipes", "linear_probe")
-"""Where there are many runs."""
+"""For tests with many runs."""
 
 
-class Find(Protocol):
-    """Gives the directory of a run of a mode that nothing happened to."""
+class Undisturbed(Protocol):
+    """A function that returns the directory of a run without faults in a mode."""
 
     def __call__(self, mode: str, *more: str) -> Path: ...
 
@@ -52,8 +52,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Find:
-    """Return the directory of a run of a mode that nothing happened to, by a user of its own: no cache is shared."""
+def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Return the directory of a run without faults in a mode, by another user, so that no cache is shared."""
     done: dict[tuple[str, ...], Path] = {}
 
     def find(mode: str, *more: str) -> Path:
@@ -66,19 +66,21 @@ def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Find:
     return find
 
 
-def suffer(user: User, images: Path, undisturbed: Find, mode: str, faults: list[Fault], *more: str) -> None:
-    """Let a run suffer these faults, and check all that is promised."""
+def run_with_faults(
+    user: User, images: Path, undisturbed: Undisturbed, mode: str, faults: list[Fault], *more: str
+) -> None:
+    """Run with these faults, and check everything that is promised."""
     whole, run_dir = undisturbed(mode, *more), user.home / "run"
     options = ("--data", images, *OPTIONS, *MODES[mode], *more)
-    ordeal = Ordeal(user, run_dir, options, num_lines=len(read_journal(whole)))
-    ordeal.suffer(faults)
+    run = FaultyRun(user, run_dir, options, num_lines=len(read_journal(whole)))
+    run.inject(faults)
     assert_as_promised(run_dir, whole, mode)
 
 
 def assert_as_promised(run_dir: Path, whole: Path, mode: str) -> None:
     assert_whole(run_dir)
     assert read_json(run_dir / "report.json")["run"]["failed_searches"] == {}
-    if mode != "as it comes":
+    if mode != "concurrent":
         assert_same_results(whole, run_dir)
 
 
@@ -95,10 +97,10 @@ def user(tmp_path: Path) -> User:
         ("no early stopping", 6, 4, ("driver", "trial", "worker", "trial")),
     ],
 )
-def test_a_run_that_is_killed_ends_as_one_that_was_not(
-    user: User, images: Path, undisturbed: Find, mode: str, seed: int, num: int, victims: tuple[str, ...]
+def test_a_run_that_is_killed_has_the_results_of_one_that_was_not(
+    user: User, images: Path, undisturbed: Undisturbed, mode: str, seed: int, num: int, victims: tuple[str, ...]
 ) -> None:
-    suffer(user, images, undisturbed, mode, draw_faults(seed, num, victims))
+    run_with_faults(user, images, undisturbed, mode, draw_faults(seed, num, victims))
 
 
 @pytest.mark.exhaustive
@@ -108,11 +110,11 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(
     [(10, 2, ("driver",)), (11, 3, ("trial",)), (12, 3, ("worker",)), (13, 3, ("ctrl-c", "trial", "worker"))],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else None,
 )
-def test_a_run_that_is_killed_at_more_moments_ends_as_one_that_was_not(
-    user: User, images: Path, undisturbed: Find, mode: str, seed: int, num: int, victims: tuple[str, ...]
+def test_a_run_that_is_killed_at_more_moments_has_the_results_of_one_that_was_not(
+    user: User, images: Path, undisturbed: Undisturbed, mode: str, seed: int, num: int, victims: tuple[str, ...]
 ) -> None:
     faults = draw_faults(10 * seed + list(MODES).index(mode), num, victims)
-    suffer(user, images, undisturbed, mode, faults, *LIGHT)
+    run_with_faults(user, images, undisturbed, mode, faults, *LIGHT)
 
 
 DIE_BETWEEN_RUNGS = """
@@ -135,10 +137,10 @@ sys.exit(run_command(sys.argv[1:]))
 """
 
 
-def test_a_trial_cut_between_two_rungs_is_judged_as_if_nothing_had_happened(
-    user: User, images: Path, undisturbed: Find
+def test_a_trial_killed_between_two_rungs_is_stopped_as_if_it_had_not_been_killed(
+    user: User, images: Path, undisturbed: Undisturbed
 ) -> None:
-    """The last trial of a search, after its first rung: at the second it meets the peers of before the kill."""
+    """The last trial of a search, after its first rung: at the second it meets its peers from before the kill."""
     mode = "one at a time"
     run_dir, options = user.home / "run", ("--data", images, *OPTIONS, *MODES[mode])
     done = user.call(sys.executable, "-c", DIE_BETWEEN_RUNGS, "--all-bones", "--run-dir", run_dir, *options)
@@ -163,7 +165,7 @@ make_job = search.make_job
 
 def make_impossible_job(config, trial):
     job = make_job(config, trial)
-    if trial.search == "specialist:wrist/mlp_probe":  # more memory than there is
+    if trial.search == "specialist:wrist/mlp_probe":  # needs more memory than exists
         job = replace(job, settings=replace(job.settings, hidden_size=10**9))
     return job
 
@@ -207,12 +209,12 @@ for line in sys.stdin:
     cluster.remove_node(nodes.pop(0), allow_graceful=False)
     nodes.append(cluster.add_node(num_cpus=1))
 """
-"""Two worker nodes; for every line that is read, one is lost and another one comes."""
+"""Two worker nodes; for every line on standard input, one is killed and another one is added."""
 
 
 @contextmanager
 def nodes(user: User) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Start a cluster; return its address and what kills a node of it."""
+    """Start a cluster; return its address and a function that kills one of its nodes."""
     with user.start(sys.executable, "-c", NODES, RAY_AUTH_MODE="disabled") as head:
         line = wait_until(lambda: [li for li in user.log.read_text().splitlines() if "address:" in li], "the head")
 
@@ -232,13 +234,13 @@ def nodes(user: User) -> Iterator[tuple[str, Callable[[], None]]]:
         *(pytest.param(mode, 30 + number, 2, marks=pytest.mark.exhaustive) for number, mode in enumerate(MODES)),
     ],
 )
-def test_a_run_that_loses_nodes_goes_on_on_the_others(
-    user: User, images: Path, undisturbed: Find, mode: str, seed: int, num: int, tmp_path: Path
+def test_a_run_that_loses_nodes_continues_on_the_others(
+    user: User, images: Path, undisturbed: Undisturbed, mode: str, seed: int, num: int, tmp_path: Path
 ) -> None:
     whole = undisturbed(mode, *LIGHT)
     owner = make_user(tmp_path / "owner")
     with nodes(owner) as (address, kill_node):
-        ordeal = Ordeal(
+        run = FaultyRun(
             user,
             user.home / "run",
             ("--data", images, "--address", address, *OPTIONS, *MODES[mode], *LIGHT),
@@ -246,5 +248,5 @@ def test_a_run_that_loses_nodes_goes_on_on_the_others(
             kill_node=kill_node,
             environment={"RAY_AUTH_MODE": "disabled"},
         )
-        ordeal.suffer(draw_faults(seed, num, ("node",)))
+        run.inject(draw_faults(seed, num, ("node",)))
     assert_as_promised(user.home / "run", whole, mode)

@@ -1,4 +1,4 @@
-"""A disk that is full: a small file system of its own for the run directory, filled to the last byte."""
+"""A full disk: a small file system for the run directory, filled to the last byte."""
 
 import os
 import shutil
@@ -47,7 +47,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> User:
 
 @pytest.fixture(scope="module")
 def disk(user: User) -> Iterator[Path]:
-    """A file system of 160 MB; the cache and Ray's folder lie elsewhere."""
+    """A file system of 160 MB; the cache and Ray's folder are on another one."""
     disk = user.home / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "none", disk], check=True)
@@ -64,7 +64,7 @@ def options(user: User) -> tuple[object, ...]:
 
 
 def fill(disk: Path) -> Path:
-    """Fill a disk to the last byte; return the file that does."""
+    """Fill a disk to the last byte; return the file that fills it."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file:
         try:
@@ -80,17 +80,17 @@ def find_failures(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("failed:")]
 
 
-def test_a_disk_that_fills_while_it_searches_is_waited_for_and_then_said(
+def test_a_run_waits_for_a_disk_that_fills_during_the_search_and_then_reports_it(
     user: User, disk: Path, options: tuple[object, ...]
 ) -> None:
-    """Room is made in time the first time; the second time nobody comes, and the run ends in one line."""
+    """The first time, space is freed in time; the second time it is not, and the run ends with one line."""
     run_dir, whole = disk / "run", user.home / "whole"
     with user.start(sys.executable, ROOT / "run_study.py", "--all-bones", "--run-dir", run_dir, *options) as driver:
         wait_until(lambda: len(read_journal(run_dir)) >= 20, "some epochs", timeout_s=200)
         ballast = fill(disk)
         num_lines = len(read_journal(run_dir))
         with pytest.raises(AssertionError, match="waited"):
-            # The page that the journal's last line stands on takes some more.
+            # The last page of the journal's file still has room for some lines.
             wait_until(lambda: len(read_journal(run_dir)) > num_lines + 10, "epochs", timeout_s=8)
         ballast.unlink()
         wait_until(lambda: len(read_journal(run_dir)) > num_lines + 20, "the run to go on", timeout_s=60)
@@ -111,7 +111,7 @@ def test_a_disk_that_fills_while_it_searches_is_waited_for_and_then_said(
 
 
 @pytest.mark.parametrize("step", ["conclude", "render_report"])
-def test_a_disk_that_is_full_when_the_report_is_written_is_said_in_one_line(
+def test_a_disk_that_is_full_when_the_report_is_written_is_reported_in_one_line(
     user: User, disk: Path, options: tuple[object, ...], step: str
 ) -> None:
     run_dir, whole = disk / "run", user.home / "whole"
