@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on disks that may be full or fail for a while."""
+"""Atomic writes, locks, and retries on disks that may be full or fail for a while."""
 
 import errno
 import os
@@ -7,90 +7,108 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from typing import TypeVar
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from mura_models.errors import StorageError
 
 Result = TypeVar("Result")
 
 RETRY_TIMEOUT_S = 60.0
-"""How long a write may fail before it is given up: a file server's restart, somebody making room (chosen by us)."""
+"""How long a failing write is retried: time to restart a file server or to free space (chosen by us)."""
 
 RETRY_EVERY_S = 1.0
 
 UNFINISHED = ".part"
-"""Suffix of what is being written; its name begins with a dot."""
+"""Suffix of files and folders that are being written; their names begin with a dot."""
 
-_SERVER_TROUBLE = {
-    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
-    *(errno.ENODEV, errno.ENXIO, errno.EREMOTEIO),
+
+class StorageFault(Enum):
+    """What failed if an OSError is the fault of the storage and not of this program."""
+
+    SERVER_GONE = "server gone"
+    """A file server or a disk is not there, perhaps for a while."""
+    IO_ERROR = "I/O error"
+    """EIO: a bad sector, or a server that is gone."""
+    NOT_WRITABLE = "not writable"
+    """Full, over quota, read-only or forbidden."""
+
+
+# By name: Windows and macOS lack some of them.
+_ERRNO_NAMES = {
+    StorageFault.SERVER_GONE: "ESTALE ETIMEDOUT ENOTCONN EHOSTDOWN ENODEV ENXIO EREMOTEIO",
+    StorageFault.IO_ERROR: "EIO",
+    StorageFault.NOT_WRITABLE: "ENOSPC EDQUOT EROFS EACCES EPERM",
 }
-_TROUBLE = {
-    *_SERVER_TROUBLE,
-    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+_FAULTS = {
+    getattr(errno, name): fault
+    for fault, names in _ERRNO_NAMES.items()
+    for name in names.split()
+    if hasattr(errno, name)
 }
-"""What a disk or a file server says that is full, gone or broken; none of it is a mistake of this program."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-def is_storage_trouble(error: OSError) -> bool:
-    """Tell a disk's fault from a program's."""
-    return error.errno in _TROUBLE
+def classify_fault(error: OSError) -> StorageFault | None:
+    """Return the storage fault behind an error, or None if the error is not the storage's."""
+    return _FAULTS.get(error.errno) if error.errno is not None else None
 
 
-def is_disk_trouble(error: OSError) -> bool:
-    """Tell what may be over in a moment, where a file is read, from a file that is gone or forbidden."""
-    return is_server_trouble(error) or error.errno == errno.EIO
-
-
-def is_server_trouble(error: OSError) -> bool:
-    """Tell a file server or a disk that is gone from a fault of one file; EIO may be either."""
-    return error.errno in _SERVER_TROUBLE
+def is_transient(error: OSError) -> bool:
+    """Return whether reading the same file may succeed in a moment: not if it is missing or forbidden."""
+    return classify_fault(error) in (StorageFault.SERVER_GONE, StorageFault.IO_ERROR)
 
 
 @contextmanager
 def storage_errors(path: Path, what: str = "written") -> Iterator[None]:
-    """Turn a disk's fault while `path` is `what` (written, read) into a StorageError of one line."""
+    """Raise a StorageError of one line in place of an OSError that is the storage's fault.
+
+    what: what is done to `path`: "written" or "read".
+    """
     try:
         yield
     except OSError as error:
-        if not is_storage_trouble(error):
+        if classify_fault(error) is None:
             raise
         raise StorageError(
-            f"{path}: cannot be {what} ({error.strerror}); mend that or make room, and the same command continues"
+            f"{path}: cannot be {what} ({error.strerror}); "
+            "free disk space or repair the disk, then run the same command again to continue"
         ) from error
 
 
-def retry_write(write: Callable[[], Result], path: Path, *, patience_s: float = RETRY_TIMEOUT_S) -> Result:
-    """Write, again and again while the disk is full or fails. Raises StorageError when patience is over.
+def retry_write(write: Callable[[], Result], path: Path, *, timeout_s: float = RETRY_TIMEOUT_S) -> Result:
+    """Write, and retry while the disk is full or fails. Raises StorageError after `timeout_s`.
 
-    write: does nothing by halves: it may be called anew after it failed.
+    write: leaves nothing half-written if it fails, so that it can be called again.
     """
 
     def write_once() -> Result:
         with storage_errors(path):
             return write()
 
-    return retry(write_once, patience_s=patience_s)
+    return retry(write_once, timeout_s=timeout_s)
 
 
-def read_patiently(path: Path, *, patience_s: float = RETRY_TIMEOUT_S) -> bytes:
-    """Read a file, again and again while its disk fails. Raises StorageError when patience is over."""
+def retry_read(path: Path, *, timeout_s: float = RETRY_TIMEOUT_S) -> bytes:
+    """Read a file, and retry while its disk fails. Raises StorageError after `timeout_s`."""
 
     def read_once() -> bytes:
         with storage_errors(path, "read"):
             return path.read_bytes()
 
-    return retry(read_once, patience_s=patience_s)
+    return retry(read_once, timeout_s=timeout_s)
 
 
-def retry(act: Callable[[], Result], *, patience_s: float = RETRY_TIMEOUT_S) -> Result:
-    """Act, again and again while that raises StorageError. Raises it when patience is over."""
-    end = time.monotonic() + patience_s
+def retry(action: Callable[[], Result], *, timeout_s: float = RETRY_TIMEOUT_S) -> Result:
+    """Call `action` until it raises no StorageError. Raises the last one after `timeout_s`."""
+    end = time.monotonic() + timeout_s
     while True:
         try:
-            return act()
+            return action()
         except StorageError:
             if time.monotonic() >= end:
                 raise
@@ -98,34 +116,74 @@ def retry(act: Callable[[], Result], *, patience_s: float = RETRY_TIMEOUT_S) -> 
 
 
 @contextmanager
+def hold_lock(path: Path, *, waits: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Hold the lock file `path`, which is free again once this process ends; yield whether it is held.
+
+    It is not held if the disk has no locks or, unless `waits`, if another process holds it.
+
+    on_wait: called before another process is waited for.
+
+    Raises OSError if the file cannot be made.
+    """
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    if not _acquire(lock, waits, on_wait):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with suppress(PermissionError):  # Windows removes it on release
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, waits: bool, on_wait: Callable[[], None] | None) -> bool:
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not waits:
+                return False
+            if on_wait is not None:
+                on_wait()
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        Path(lock.lock_file).unlink(missing_ok=True)
+        return False
+    return True
+
+
+@contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Return a path beside `path` to write to; it becomes `path` when the block ends well, else it vanishes.
+    """Yield a temporary path next to `path` to write to; it replaces `path` if the block succeeds, else it is removed.
 
-    A new file has the permissions that the user's umask leaves, one that is replaced keeps its own.
+    A new file has the permissions that the user's umask leaves; a replaced file keeps its own.
 
-    Raises StorageError where the disk is full or fails.
+    Raises StorageError if the disk is full or fails.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = _read_mode(path)
-        partial = _name_aside(path)
+        partial = _temporary_path(path)
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600))
         try:
             yield partial
-            _flush(partial)
+            _fsync(partial)
             if mode is not None:
                 partial.chmod(mode)
             partial.replace(path)
-            _flush(path.parent)
+            _fsync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Return a folder beside `path` to fill; it becomes `path` when the block ends well, else it vanishes.
+    """Yield a temporary folder next to `path` to fill; it replaces `path` if the block succeeds, else it is removed.
 
-    Its permissions are as those of `whole_file`. Raises StorageError where the disk is full or fails.
+    Permissions are as in `atomic_write`. Raises StorageError if the disk is full or fails.
     """
     with storage_errors(path), temporary_sibling(path) as partial:
         yield partial
@@ -134,9 +192,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_sibling(path: Path) -> Iterator[Path]:
-    """Return a new folder beside `path`; what is still there when the block ends vanishes."""
+    """Yield a new folder next to `path`; it is removed when the block ends, unless it was moved."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _name_aside(path)
+    partial = _temporary_path(path)
     partial.mkdir(0o777 if _read_mode(path) is None else 0o700)
     try:
         yield partial
@@ -145,39 +203,26 @@ def temporary_sibling(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(partial: Path, path: Path) -> None:
-    """Make a filled folder beside `path` become `path`, once all of it is on the disk."""
+    """Move a filled folder to `path` in place of what is there, once all of it is on the disk."""
     for file in partial.rglob("*"):
-        _flush(file)
-    _flush(partial)
+        _fsync(file)
+    _fsync(partial)
     mode = _read_mode(path)
     if mode is not None:
         partial.chmod(mode)
         shutil.rmtree(path)
     partial.replace(path)
-    _flush(path.parent)
-
-
-def _name_aside(path: Path) -> Path:
-    """Make up a name beside `path` that nobody else has."""
-    return path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}{UNFINISHED}")
-
-
-def _read_mode(path: Path) -> int | None:
-    """Return the permissions of what is to be replaced; None where nothing is."""
-    try:
-        return stat.S_IMODE(path.stat().st_mode)
-    except FileNotFoundError:
-        return None
+    _fsync(path.parent)
 
 
 def remove_unfinished(folder: Path, *, older_than_s: float = 0.0) -> None:
-    """Remove what writers that were killed left in this folder; those below it may be somebody else's.
+    """Remove what killed writers left in this folder, but not in the folders below it, which may be another program's.
 
-    older_than_s: leave alone what was changed in so many seconds, or holds a file that was.
+    older_than_s: keep what was changed within so many seconds, or holds a file that was.
     """
     for left in list(folder.glob(f".*{UNFINISHED}")):
         try:
-            is_old = time.time() - _find_last_change(left) >= older_than_s
+            is_old = time.time() - _last_change(left) >= older_than_s
         except FileNotFoundError:  # its writer has just finished
             continue
         if is_old and left.is_dir():
@@ -186,14 +231,30 @@ def remove_unfinished(folder: Path, *, older_than_s: float = 0.0) -> None:
             left.unlink(missing_ok=True)
 
 
-def _find_last_change(path: Path) -> float:
-    """Return the time of the last change: a folder's own time tells nothing of what is written to its files."""
+def _temporary_path(path: Path) -> Path:
+    """Return an unused path next to `path`."""
+    return path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}{UNFINISHED}")
+
+
+def _read_mode(path: Path) -> int | None:
+    """Return the permissions of the file or folder at `path`, or None if there is none."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
+
+
+def _last_change(path: Path) -> float:
+    """Return the time of the last change in a folder: writing to its files does not change the folder's own time."""
     return max(part.stat().st_mtime for part in (path, *path.rglob("*")))
 
 
-def _flush(path: Path) -> None:
-    """Have a file's content, or a folder's list of names, on the disk before anything that builds on it."""
-    handle = os.open(path, os.O_RDONLY)
+def _fsync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    is_windows = os.name == "nt"
+    if is_windows and path.is_dir():  # Windows cannot open a folder
+        return
+    handle = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)  # Windows flushes only what it may write to
     try:
         os.fsync(handle)
     finally:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mura_models.errors import RunError, StorageError, UserError, to_one_line
-from mura_models.storage import is_storage_trouble
+from mura_models.storage import classify_fault
 from mura_models.training.finetune_settings import FinetuneSettings, describe_fields
 from orchestrator.arguments import add_run_arguments
 from orchestrator.cluster.signals import Interrupted, interruptible
@@ -74,7 +74,7 @@ def guard(action: Callable[[], None], *, is_fresh: bool = False) -> int:
     except Interrupted as interrupt:
         return _tell(f"stopped: the same command continues from here{FRESH if is_fresh else ''}", interrupt.exit_code)
     except OSError as error:
-        if not is_storage_trouble(error):
+        if classify_fault(error) is None:
             raise
         told = f"failed: {error.filename or 'a disk'}: {error.strerror}; the same command continues"
         return _tell(f"{told}{FRESH if is_fresh else ''}", EXIT_FAILED)

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mura_models.storage import is_storage_trouble
+from mura_models.storage import classify_fault
 
 QUIET_STEP_S = 15.0
 """Where there is no terminal to draw on, a line is written at most so often (chosen by us)."""
@@ -43,7 +43,7 @@ class Monitor:
         try:
             self.console.print(text, markup=False, soft_wrap=True)
         except OSError as error:
-            if not is_storage_trouble(error):
+            if classify_fault(error) is None:
                 raise
 
     def say_now_and_then(self, what: str, text: str) -> None:

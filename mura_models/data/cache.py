@@ -1,10 +1,9 @@
-"""The store: every image of a data set decoded and resized once, in one memory-mapped array, in the cache.
+"""The cache: decoded images or embeddings of a data set in one memory-mapped array, written whole or not at all.
 
-A row is known by the digest of its file's bytes, so labels, splits and the order of the rows may change without an
-image being decoded again, and an image that occurs twice is decoded once. Embeddings lie beside in the same manner.
+A row is found by the digest of its file's bytes. Labels, splits and the order of the manifest may therefore change
+without an image being decoded again, and an image that occurs twice is decoded once.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ import numpy as np
 from mura_models.storage import (
     UNFINISHED,
     atomic_write,
+    hold_lock,
     remove_unfinished,
     replace_folder,
     storage_errors,
@@ -26,11 +26,13 @@ from mura_models.storage import (
 )
 
 SCHEMA = 1
-ROWS, INDEX = "rows.npy", "index.json"
+ARRAY, INDEX = "rows.npy", "index.json"
 """The files of a finished entry."""
+FULL_ARRAY, COMPACT_ARRAY, LOG = "all.npy", "kept.npy", "done.jsonl"
+"""The files of an unfinished entry: with a row per digest, without the rows of failures, and the rows that are done."""
 
-ABANDONED_S = 7 * 24 * 3600.0
-"""An entry in the making that nobody has touched for so long is removed (chosen by us)."""
+ABANDONED_AFTER_S = 7 * 24 * 3600.0
+"""An unfinished entry that was not changed for so long is removed (chosen by us)."""
 
 SAVE_EVERY_S = 10.0
 """A writer that is killed loses at most about this much work (chosen by us)."""
@@ -38,22 +40,23 @@ SAVE_EVERY_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class CachedArray:
-    """An array with a row a digest; `failures` says why a digest has none."""
+    """An array with one row per digest."""
 
-    rows: np.ndarray
-    """Memory-mapped, read-only: images uint8 [n, S, S], or embeddings float16 [n, V, D]."""
+    array: np.ndarray
+    """Memory-mapped, read-only: images uint8 [N, S, S], or embeddings float16 [N, views, D]."""
     digests: tuple[str, ...]
-    """Sorted."""
+    """SHA-256 of the file behind each row, sorted."""
     failures: dict[str, str]
+    """Digest -> reason, for the files that have no row."""
 
-    def find(self, digests: Iterable[str]) -> np.ndarray:
-        """Return the rows of these digests. Raises KeyError for one that is not there."""
-        places = {digest: row for row, digest in enumerate(self.digests)}
-        return np.array([places[digest] for digest in digests], dtype=np.int64)
+    def find_rows(self, digests: Iterable[str]) -> np.ndarray:
+        """Return the row number of each digest. Raises KeyError for a digest that has none."""
+        numbers = {digest: row for row, digest in enumerate(self.digests)}
+        return np.array([numbers[digest] for digest in digests], dtype=np.int64)
 
 
-def name_content(parts: Iterable[str]) -> str:
-    """Name a cache entry by all that decides its content."""
+def cache_key(parts: Iterable[str]) -> str:
+    """Return the name of a cache entry, made from all that decides its content."""
     digest = hashlib.sha256(f"schema {SCHEMA}\n".encode())
     for part in parts:
         digest.update(part.encode() + b"\n")
@@ -61,21 +64,21 @@ def name_content(parts: Iterable[str]) -> str:
 
 
 def open_cached(folder: Path) -> CachedArray | None:
-    """Open a finished entry of the cache; None where there is none that can be read."""
+    """Open a finished cache entry, or return None if there is none or it is damaged."""
     index = folder / INDEX
     if not index.exists():
         return None
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-        rows = np.load(folder / ROWS, mmap_mode="r", allow_pickle=False)
-        entry = CachedArray(rows=rows, digests=tuple(content["digests"]), failures=content["failures"])
+        array = np.load(folder / ARRAY, mmap_mode="r", allow_pickle=False)
+        entry = CachedArray(array=array, digests=tuple(content["digests"]), failures=content["failures"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # damaged: it is made anew
-    return entry if len(rows) == len(entry.digests) else None
+        return None  # damaged: it is written again
+    return entry if len(array) == len(entry.digests) else None
 
 
 Part = tuple[Sequence[str], np.ndarray, Mapping[str, str]]
-"""Digests, their rows, and digest -> why for those that have none."""
+"""Digests, their rows, and digest -> reason for those that have no row."""
 
 
 def write_cached(
@@ -86,89 +89,76 @@ def write_cached(
     row_shape: tuple[int, ...],
     dtype: str,
 ) -> CachedArray:
-    """Fill an entry and give it; it is there whole or not at all.
+    """Write a cache entry and return it, or continue one that a stopped writer left. It appears whole or not at all.
 
-    produce: given the digests that are left, yields parts as they come, in any order. Where a writer was stopped, the
-        next one goes on with what is left.
+    produce: given the digests that are missing, yields parts in any order.
 
-    Raises StorageError where the disk is full or fails, ValueError where a row never came.
+    Raises StorageError if the disk is full or fails, ValueError if `produce` leaves a digest out.
     """
-    with storage_errors(folder), _making(folder) as making:
-        if not _is_finished(making, digests, row_shape, dtype):
-            filling = _Filling(making, digests, row_shape, dtype)
-            for names, content, failed in produce(filling.left):
-                filling.take(names, content, failed)
-            if filling.left:
-                raise ValueError(f"{len(filling.left)} rows never came, {filling.left[0]} among them")
-            filling.finish()
-        _publish(making, folder)
-    entry = open_cached(folder)
-    assert entry is not None
-    return entry
+    with storage_errors(folder), _open_unfinished(folder) as unfinished:
+        if not _is_finished(unfinished, digests, row_shape, dtype):
+            entry = _UnfinishedEntry(unfinished, digests, row_shape, dtype)
+            for part in produce(entry.missing):
+                entry.add(*part)
+            if entry.missing:
+                raise ValueError(f"{len(entry.missing)} rows were not produced, among them {entry.missing[0]}")
+            entry.finish()
+        _publish(unfinished, folder)
+    written = open_cached(folder)
+    assert written is not None
+    return written
 
 
 @contextmanager
-def _making(folder: Path) -> Iterator[Path]:
-    """Open the entry in the making, alone; where another run is at it, or locks do not exist, make one of our own."""
+def _open_unfinished(folder: Path) -> Iterator[Path]:
+    """Yield the folder of the unfinished entry, locked; a new one if another run has it or the disk has no locks."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(folder.parent, older_than_s=ABANDONED_S)
-    shared = folder.with_name(f".{folder.name}{UNFINISHED}")
-    shared.mkdir(exist_ok=True)
-    handle = os.open(shared, os.O_RDONLY)
-    try:
-        if _lock(handle, shared):
+    remove_unfinished(folder.parent, older_than_s=ABANDONED_AFTER_S)
+    with hold_lock(folder.with_name(f".{folder.name}.lock"), waits=False) as is_alone:
+        if is_alone:
+            shared = folder.with_name(f".{folder.name}{UNFINISHED}")
+            shared.mkdir(exist_ok=True)
             yield shared
         else:
             with temporary_sibling(folder) as own:
                 yield own
-    finally:
-        os.close(handle)
 
 
-def _lock(handle: int, folder: Path) -> bool:
-    """Take the lock of a folder, which dies with this process; False where it is taken, or the folder was published."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(handle).st_ino == folder.stat().st_ino
-    except OSError:
-        return False
-
-
-class _Filling:
-    """An entry in the making. What is in `done.jsonl` has its rows on the disk."""
+class _UnfinishedEntry:
+    """A cache entry that is being written. The rows of the digests in LOG are on the disk."""
 
     def __init__(self, folder: Path, digests: Sequence[str], row_shape: tuple[int, ...], dtype: str) -> None:
         self._folder = folder
-        self._places = {digest: row for row, digest in enumerate(sorted(digests))}
-        self._rows = _open_rows(folder / "all.npy", (len(self._places), *row_shape), dtype)
-        self._log = folder / "done.jsonl"
+        self._row_numbers = {digest: row for row, digest in enumerate(sorted(digests))}
+        self._array = _open_array(folder, (len(self._row_numbers), *row_shape), dtype)
+        self._log = folder / LOG
         self._failures: dict[str, str] = {}
-        self._left = dict.fromkeys(self._places)
+        self._missing = dict.fromkeys(self._row_numbers)
         self._unsaved: list[tuple[list[str], dict[str, str]]] = []
         self._saved_at = time.monotonic()
-        for names, failed in _read_log(self._log):
-            self._settle(names, failed)
+        for names, failures in _read_log(self._log):
+            self._mark_done(names, failures)
 
     @property
-    def left(self) -> list[str]:
+    def missing(self) -> list[str]:
         """The digests with neither row nor failure, sorted."""
-        return list(self._left)
+        return list(self._missing)
 
-    def take(self, names: Sequence[str], content: np.ndarray, failed: Mapping[str, str]) -> None:
-        """Take in a part; every few seconds what came is made safe from a kill."""
-        self._rows[[self._places[name] for name in names]] = content
-        self._settle(names, failed)
-        self._unsaved.append((list(names), dict(failed)))
+    def add(self, names: Sequence[str], content: np.ndarray, failures: Mapping[str, str]) -> None:
+        """Add a part; every few seconds, all parts so far are saved to the disk."""
+        self._array[[self._row_numbers[name] for name in names]] = content
+        self._mark_done(names, failures)
+        self._unsaved.append((list(names), dict(failures)))
         if time.monotonic() - self._saved_at > SAVE_EVERY_S:
             self._save()
 
-    def _settle(self, names: Iterable[str], failed: Mapping[str, str]) -> None:
-        self._failures.update(failed)
-        for name in (*names, *failed):
-            self._left.pop(name, None)
+    def _mark_done(self, names: Iterable[str], failures: Mapping[str, str]) -> None:
+        self._failures.update(failures)
+        for name in (*names, *failures):
+            self._missing.pop(name, None)
 
     def _save(self) -> None:
-        self._rows.flush()  # before the log says that it is there
+        self._array.flush()  # before the log lists the rows
         with self._log.open("a", encoding="utf-8") as log:
             log.writelines(json.dumps(part) + "\n" for part in self._unsaved)
             log.flush()
@@ -177,86 +167,84 @@ class _Filling:
         self._saved_at = time.monotonic()
 
     def finish(self) -> None:
-        """Make the array and the index that readers open; the array appears last, and with it the entry is finished."""
+        """Write the index and the array. The array appears last, and with it the entry is finished."""
         self._save()
-        kept = [digest for digest in self._places if digest not in self._failures]
+        kept = [digest for digest in self._row_numbers if digest not in self._failures]
         index = {"schema": SCHEMA, "digests": kept, "failures": self._failures}
-        (self._folder / ROWS).unlink(missing_ok=True)  # of a finished entry that was damaged
+        (self._folder / ARRAY).unlink(missing_ok=True)  # of a finished entry that was damaged
         with atomic_write(self._folder / INDEX) as partial:
             partial.write_text(json.dumps(index), encoding="utf-8")
-        _keep_rows(self._folder, self._rows, [self._places[digest] for digest in kept])
+        source = self._folder / FULL_ARRAY
+        if len(kept) < len(self._array):
+            source = self._folder / COMPACT_ARRAY
+            compact = create_array(source, (len(kept), *self._array.shape[1:]), self._array.dtype.str)
+            for row, digest in enumerate(kept):
+                compact[row] = self._array[self._row_numbers[digest]]
+            compact.flush()
+            del compact
+        del self._array  # Windows cannot rename a file that is mapped
+        source.rename(self._folder / ARRAY)
 
 
-def _is_finished(making: Path, digests: Sequence[str], row_shape: tuple[int, ...], dtype: str) -> bool:
-    """Return whether a writer was stopped after it had finished the entry, and before others could open it."""
-    entry = open_cached(making)
+def _is_finished(unfinished: Path, digests: Sequence[str], row_shape: tuple[int, ...], dtype: str) -> bool:
+    """Return whether a writer was stopped after it had finished the entry and before it was published."""
+    entry = open_cached(unfinished)
     return (
         entry is not None
         and {*entry.digests, *entry.failures} == set(digests)
-        and entry.rows.shape[1:] == row_shape
-        and entry.rows.dtype == np.dtype(dtype)
+        and entry.array.shape[1:] == row_shape
+        and entry.array.dtype == np.dtype(dtype)
     )
 
 
-def _publish(making: Path, folder: Path) -> None:
-    """Make the entry what others open, in place of a damaged one or of one that another run was faster with."""
-    for path in making.iterdir():
-        if path.name not in (INDEX, ROWS):
+def _publish(unfinished: Path, folder: Path) -> None:
+    """Move the finished entry to its place, over a damaged one or one that another run has written meanwhile."""
+    for path in unfinished.iterdir():
+        if path.name not in (INDEX, ARRAY):
             path.unlink()
-    replace_folder(making, folder)
+    replace_folder(unfinished, folder)
 
 
 def _read_log(path: Path) -> list[tuple[list[str], dict[str, str]]]:
-    """Return the parts that a stopped writer had made safe; a last line cut short counts as none."""
+    """Return the parts that a stopped writer saved, up to a line that was cut short."""
     parts = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            names, failed = json.loads(line)
+            names, failures = json.loads(line)
         except ValueError:
             break
-        parts.append((names, failed))
+        parts.append((names, failures))
     return parts
 
 
-def _open_rows(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
-    """Open the array that a stopped writer left, else make one."""
+def _open_array(folder: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """Open the array that a stopped writer left, or create one."""
+    path = folder / FULL_ARRAY
     try:
-        rows = np.lib.format.open_memmap(path, mode="r+")
-        is_ours = rows.shape == shape and rows.dtype == np.dtype(dtype)
+        array = np.lib.format.open_memmap(path, mode="r+")
+        fits = array.shape == shape and array.dtype == np.dtype(dtype)
     except (OSError, ValueError):
-        is_ours = False
-    if is_ours:
-        _take_room(path)  # its writer may have been killed before it had
-        return rows
-    path.with_name("done.jsonl").unlink(missing_ok=True)  # it speaks of another array
-    return make_rows(path, shape, dtype)
+        fits = False
+    if fits:
+        _allocate(path)  # its writer may have been killed before this
+        return array
+    (folder / LOG).unlink(missing_ok=True)  # it is about another array
+    return create_array(path, shape, dtype)
 
 
-def make_rows(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
-    """Make a mapped array with all of its room on the disk. Raises OSError, and leaves no file, where that is short."""
-    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+def create_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """Create a memory-mapped array, fully allocated. Raises OSError, and leaves no file, if the disk is full."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     try:
-        _take_room(path)
+        _allocate(path)
     except OSError:
         path.unlink()
         raise
-    return rows
+    return array
 
 
-def _take_room(path: Path) -> None:
-    """Take all of a file's room: where the disk is full, a write to a map of a file with holes kills the process."""
-    if hasattr(os, "posix_fallocate"):  # macOS has none
+def _allocate(path: Path) -> None:
+    """Allocate all blocks of a file: on a full disk, a write to a map of a sparse file kills the process."""
+    if hasattr(os, "posix_fallocate"):  # neither macOS nor Windows has it
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def _keep_rows(folder: Path, rows: np.memmap, kept: list[int]) -> None:
-    """Make the array of the rows that are kept: all of them, unless an image failed."""
-    array = folder / "all.npy"
-    if len(kept) < len(rows):
-        array = folder / "kept.npy"
-        compact = make_rows(array, (len(kept), *rows.shape[1:]), rows.dtype.str)
-        for new, old in enumerate(kept):
-            compact[new] = rows[old]
-        compact.flush()
-    array.rename(folder / ROWS)

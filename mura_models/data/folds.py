@@ -27,8 +27,8 @@ def assign_folds(manifest: pd.DataFrame, *, num_folds: int, seed: int) -> NDArra
     counts = _count_strata(train[~train["group"].isin(given.index)])
     if len(counts) < len(free):
         raise DataError(
-            f"{len(counts)} train patients without a given fold for {len(free)} folds (those who share an image count "
-            "as one): ask for fewer folds"
+            f"{len(counts)} train patients without a given fold for {len(free)} folds "
+            "(those who share an image count as one): ask for fewer folds"
         )
     targets = np.array(free or range(num_folds))
     placed = pd.Series(targets[_spread(counts, len(targets), seed)], index=counts.index)

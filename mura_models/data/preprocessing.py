@@ -46,7 +46,7 @@ def autocontrast_changes(images_BHW: torch.Tensor) -> torch.Tensor:
 
 
 def normalize(images_BHW: torch.Tensor) -> torch.Tensor:
-    """Turn images, uint8 or float in [0, 1], into float32 [B, 3, H, W]: gray replicated, ImageNet mean and std."""
+    """Return images, uint8 or float in [0, 1], as float32 [B, 3, H, W] normalized by ImageNet's mean and deviation."""
     images_B3HW = images_BHW.unsqueeze(1).expand(-1, 3, -1, -1)
     scaled_B3HW = transforms.to_dtype(images_B3HW, torch.float32, scale=True)
     normalized_B3HW: torch.Tensor = transforms.normalize(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mura_models.data.images import inspect_image
 from mura_models.data.safe_read import explain, read_file
 from mura_models.errors import ImageError, StorageError
-from mura_models.storage import RETRY_EVERY_S, RETRY_TIMEOUT_S, is_server_trouble, retry
+from mura_models.storage import RETRY_EVERY_S, RETRY_TIMEOUT_S, StorageFault, classify_fault, retry
 
 MAX_IMAGE_BYTES = 2**30
 """More than any image of MAX_PIXELS needs: 16 bits of four channels, uncompressed, are 0.7 GB."""
@@ -71,10 +71,6 @@ def count_reasons(quarantine: pd.DataFrame) -> dict[str, int]:
 _QUOTED = re.compile("'.*'", re.DOTALL)
 
 
-Trouble = Literal["server", "disk"] | None
-"""What failed, if not the file itself: a file server that is gone; a disk, or a server that says no more than EIO."""
-
-
 class FileFacts(NamedTuple):
     """What a file's bytes and header tell; `reason` is empty where the file can be used."""
 
@@ -83,7 +79,7 @@ class FileFacts(NamedTuple):
     width: int = 0
     height: int = 0
     mode: str = ""
-    trouble: Trouble = None
+    fault: StorageFault | None = None
 
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -103,8 +99,7 @@ def read_facts(file: str) -> FileFacts:
     except OSError as error:
         if error.errno in _MISSING:
             return FileFacts("missing file")
-        trouble: Trouble = "server" if is_server_trouble(error) else "disk" if error.errno == errno.EIO else None
-        return FileFacts(f"file cannot be read: {explain(error)}", trouble=trouble)
+        return FileFacts(f"file cannot be read: {explain(error)}", fault=classify_fault(error))
     except ValueError as error:  # a null character in the name
         return FileFacts(f"file cannot be read: {explain(error)}")
     return FileFacts("", hashlib.sha256(data).hexdigest(), *header)
@@ -123,7 +118,7 @@ def check_files(
     facts: list[FileFacts] = []
     with ThreadPoolExecutor(num_threads) as pool:
         for file, found in zip(files, pool.map(read_facts, files), strict=True):
-            facts.append(_await_server(file) if found.trouble == "server" else found)
+            facts.append(_await_server(file) if found.fault is StorageFault.SERVER_GONE else found)
             if on_progress is not None:
                 on_progress(len(facts), len(files))
     _read_again(files, facts)
@@ -141,22 +136,23 @@ def _await_server(file: str) -> FileFacts:
 
     def read() -> FileFacts:
         found = read_facts(file)
-        if found.trouble == "server":
+        if found.fault is StorageFault.SERVER_GONE:
             raise StorageError(f"an image's {found.reason}; once it can, the same command continues")
         return found
 
-    return retry(read, patience_s=RETRY_TIMEOUT_S)
+    return retry(read, timeout_s=RETRY_TIMEOUT_S)
 
 
 def _read_again(files: Sequence[str], facts: list[FileFacts]) -> None:
     """Read anew what the disk failed at, until nothing more comes for a while: a bad sector stays bad."""
     end = time.monotonic() + DISK_PATIENCE_S
-    while failed := [place for place, found in enumerate(facts) if found.trouble == "disk"]:
+    while failed := [place for place, found in enumerate(facts) if found.fault is StorageFault.IO_ERROR]:
         for place in failed:
             if time.monotonic() >= end:
                 return
             facts[place] = _await_server(files[place])
-            if facts[place].trouble != "disk":  # a server that is coming back: all of its images are worth the time
+            # The server is coming back: wait for all of its images.
+            if facts[place].fault is not StorageFault.IO_ERROR:
                 end = time.monotonic() + DISK_PATIENCE_S
         time.sleep(RETRY_EVERY_S)
 
@@ -191,4 +187,4 @@ def is_junk(name: str) -> bool:
 
 def leads_outside(file: str, real_root: str) -> bool:
     """Return whether a file, links followed, lies outside `real_root`, itself free of links."""
-    return os.path.commonpath([os.path.realpath(file), real_root]) != real_root
+    return not Path(os.path.realpath(file)).is_relative_to(real_root)

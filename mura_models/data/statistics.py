@@ -87,7 +87,7 @@ def explore(manifest: pd.DataFrame, images: CachedArray, preprocessing: Preproce
 
     images: the store of these images, made under this preprocessing.
     """
-    rows = manifest.assign(mean_gray=measure_gray(images)[images.find(manifest["digest"])])
+    rows = manifest.assign(mean_gray=measure_gray(images)[images.find_rows(manifest["digest"])])
     step_px = max(1, math.ceil(rows[["width", "height"]].to_numpy().max() / NUM_GRID_STEPS))
     return Exploration(
         overall=_measure(rows),
@@ -100,9 +100,9 @@ def explore(manifest: pd.DataFrame, images: CachedArray, preprocessing: Preproce
 
 def measure_gray(images: CachedArray) -> NDArray[np.float64]:
     """Return the mean grey level of every image of a store, read a part at a time."""
-    means_N = np.empty(len(images.rows))
-    for start in range(0, len(images.rows), IMAGES_PER_CHUNK):
-        chunk_BHW = images.rows[start : start + IMAGES_PER_CHUNK]
+    means_N = np.empty(len(images.array))
+    for start in range(0, len(images.array), IMAGES_PER_CHUNK):
+        chunk_BHW = images.array[start : start + IMAGES_PER_CHUNK]
         means_N[start : start + IMAGES_PER_CHUNK] = chunk_BHW.mean(axis=(1, 2))
     return means_N
 
@@ -139,7 +139,7 @@ def _draw_samples(
         for label, label_name in enumerate(LABEL_NAMES):
             shuffled = of_bone[of_bone["label"] == label].sample(frac=1, random_state=seed)
             drawn = shuffled.drop_duplicates("digest").drop_duplicates("patient").head(NUM_SAMPLES)
-            places = images.find(drawn["digest"])
+            places = images.find_rows(drawn["digest"])
             for place, row in zip(places, drawn.to_dict("records"), strict=True):
                 size = (int(row["width"]), int(row["height"]))
                 yield Sample(
@@ -148,7 +148,7 @@ def _draw_samples(
                     width_px=size[0],
                     height_px=size[1],
                     mode=str(row["mode"]),
-                    png=make_thumbnail(images.rows[place], size, preprocessing),
+                    png=make_thumbnail(images.array[place], size, preprocessing),
                 )
 
 

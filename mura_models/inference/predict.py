@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mura_models.data.cache import make_rows
+from mura_models.data.cache import create_array
 from mura_models.data.dataset import read_predict_input, study_codes
 from mura_models.data.images import decode_image
 from mura_models.data.preprocessing import VIEWS, resize_image
@@ -74,7 +74,7 @@ def decode_files(bundle: Bundle, manifest: pd.DataFrame, scratch: Path) -> tuple
     """
     size_px = bundle.preprocessing.image_size_px
     with storage_errors(scratch):
-        images_NHW = make_rows(scratch, (len(manifest), size_px, size_px), "uint8")
+        images_NHW = create_array(scratch, (len(manifest), size_px, size_px), "uint8")
     failures: dict[str, str] = {}
 
     def open_image(path: str, file: str) -> np.ndarray | None:
@@ -138,7 +138,7 @@ class Embedding:
             file = self._scratch / f"embeddings_{self._shared.index(backbone)}"
             num_images, num_features = len(self._images_NHW), self._bundle.backbones[backbone].num_features
             with storage_errors(file):
-                features_ND = make_rows(file, (num_images, num_features), "float16")
+                features_ND = create_array(file, (num_images, num_features), "float16")
             self._kept[backbone] = _Kept(features_ND=features_ND, is_there_N=np.zeros(num_images, bool))
         return self._kept[backbone]
 

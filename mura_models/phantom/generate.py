@@ -1,16 +1,14 @@
 """Write the phantom: every study in a worker process, the tables at the end."""
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TextIO
 
 import PIL
 
@@ -18,7 +16,7 @@ from mura_models.data.mura_counts import MURA_COUNTS, Split
 from mura_models.errors import ConfigError
 from mura_models.phantom.counts import PlannedStudy, plan_studies
 from mura_models.phantom.study import write_study
-from mura_models.storage import UNFINISHED
+from mura_models.storage import UNFINISHED, hold_lock
 
 VERSION = 1  # raise it when the same seed gives other images
 FINDINGS = ("fracture", "hardware", "lesion", "joint")
@@ -53,7 +51,7 @@ def write_phantom(
     identity: dict[str, object] = {"version": VERSION, "scale": scale, "seed": seed, "pillow": PIL.__version__}
     if _is_written(root, identity):
         return root / "MURA-v1.1"
-    with _alone(root, on_wait) as is_alone:
+    with _lock_root(root, on_wait) as is_alone:
         if _is_written(root, identity):  # by the run that this one waited for
             return root / "MURA-v1.1"
         studies = plan_studies(scale, seed)
@@ -65,38 +63,16 @@ def write_phantom(
 
 
 @contextmanager
-def _alone(root: Path, on_wait: Callable[[], None] | None) -> Iterator[bool]:
-    """Have other runs that write this phantom wait for this one; give False where the disk knows no locks."""
-    path = root.with_name(f".{root.name}.lock")
-    try:
-        if not root.parent.exists():  # where it is a file, opening the lock says so better
-            root.parent.mkdir(parents=True, exist_ok=True)
-        file, is_locked = _open_locked(path, on_wait)
-    except OSError as error:
-        raise ConfigError(f"phantom folder {root} cannot be made ({error.strerror}): name another") from None
-    try:
-        yield is_locked
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
-
-
-def _open_locked(path: Path, on_wait: Callable[[], None] | None) -> tuple[TextIO, bool]:
-    """Wait for the lock, which dies with its process; False where the disk knows none."""
-    while True:
-        file = path.open("w")
+def _lock_root(root: Path, on_wait: Callable[[], None] | None) -> Iterator[bool]:
+    """Make other runs that write this phantom wait; yield whether they do: not if the disk has no locks."""
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if on_wait is not None:
-                on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            return file, False
-        with suppress(FileNotFoundError):  # whoever held it has removed it
-            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                return file, True
-        file.close()
+            if not root.parent.exists():  # if it is a file, the lock gives the better reason
+                root.parent.mkdir(parents=True, exist_ok=True)
+            is_alone = stack.enter_context(hold_lock(root.with_name(f".{root.name}.lock"), on_wait=on_wait))
+        except OSError as error:
+            raise ConfigError(f"phantom folder {root} cannot be made ({error.strerror}): name another") from None
+        yield is_alone
 
 
 @contextmanager

@@ -15,14 +15,14 @@ import pandas as pd
 import ray
 import torch
 
-from mura_models.data.cache import CachedArray, Part, name_content, open_cached, write_cached
+from mura_models.data.cache import CachedArray, Part, cache_key, open_cached, write_cached
 from mura_models.data.images import decode_image
 from mura_models.data.preprocessing import resize_image
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.errors import ConfigError, ImageError, RunError, StorageError
 from mura_models.networks.backbones import Backbone, load_backbone
 from mura_models.networks.runtimes import RuntimeChoice, choose_runtime
-from mura_models.storage import is_disk_trouble, retry
+from mura_models.storage import is_transient, retry
 from orchestrator.cluster.task_pool import IMAGES_PER_TASK, run_bounded, split_rows
 from orchestrator.ingest.embed import OnProgress, embed_all
 from orchestrator.run.config import RunConfig
@@ -131,7 +131,7 @@ def read_again(path: Path, digest: str) -> bytes:
             return path.read_bytes()
         except OSError as error:
             text = f"an image cannot be read any more ({error.strerror}); once it can, the same command continues"
-            raise (StorageError if is_disk_trouble(error) else RunError)(text) from error
+            raise (StorageError if is_transient(error) else RunError)(text) from error
 
     content = retry(read)
     if hashlib.sha256(content).hexdigest() != digest:
@@ -141,7 +141,7 @@ def read_again(path: Path, digest: str) -> bytes:
 
 def name_images(cache: Path, preprocessing: Preprocessing, digests: Sequence[str]) -> Path:
     """Name the store of the images of these files; `digests` sorted."""
-    return cache / "store" / name_content([preprocessing.key(), *digests])
+    return cache / "store" / cache_key([preprocessing.key(), *digests])
 
 
 @ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from mura_models.data.cache import CachedArray, Part, name_content, open_cached, write_cached
+from mura_models.data.cache import CachedArray, Part, cache_key, open_cached, write_cached
 from mura_models.data.preprocessing import VIEWS
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.networks.backbones import Backbone
@@ -53,7 +53,7 @@ def embed_all(
 
     def produce(left: Sequence[str]) -> Iterator[Part]:
         num_done = len(wanted) - len(left)
-        parts = _embed_in_parts(images.rows, images.find(left), model_ref, key=key, choice=choice, views=views)
+        parts = _embed_in_parts(images.array, images.find_rows(left), model_ref, key=key, choice=choice, views=views)
         for rows, embeddings_BVD in parts:
             num_done += len(rows)
             on_progress("embed", num_done, len(wanted))
@@ -66,7 +66,7 @@ def embed_all(
 
 def name_embeddings(cache: Path, key: str, digests: Sequence[str], views: Sequence[tuple[bool, bool]] = VIEWS) -> Path:
     """Name the entry of these images' embeddings; `digests` sorted, and none twice."""
-    return cache / name_content([key, *([] if views == VIEWS else [repr(views)]), *digests])
+    return cache / cache_key([key, *([] if views == VIEWS else [repr(views)]), *digests])
 
 
 def _embed_in_parts(

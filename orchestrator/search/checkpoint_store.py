@@ -13,7 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mura_models.errors import StorageError
-from mura_models.storage import RETRY_TIMEOUT_S, atomic_write, read_patiently, retry_write
+from mura_models.storage import RETRY_TIMEOUT_S, atomic_write, retry_read, retry_write
 from mura_models.training.checksums import has_valid_checksum
 from orchestrator.run.directory import RunDir
 
@@ -42,7 +42,7 @@ def write_checkpoint(rundir: RunDir, trial: str, content: bytes, *, patience_s: 
             if path.exists():
                 path.replace(previous)
 
-    retry_write(write, path, patience_s=patience_s)
+    retry_write(write, path, timeout_s=patience_s)
 
 
 def read_checkpoint(rundir: RunDir, trial: str, *, patience_s: float = RETRY_TIMEOUT_S) -> LoadedCheckpoint:
@@ -54,7 +54,7 @@ def read_checkpoint(rundir: RunDir, trial: str, *, patience_s: float = RETRY_TIM
     is_damaged = False
     for path in (rundir.checkpoint(trial), rundir.previous_checkpoint(trial)):
         try:
-            content = read_patiently(path, patience_s=patience_s)
+            content = retry_read(path, timeout_s=patience_s)
         except FileNotFoundError:
             continue
         except OSError:  # somebody's folder of that name, say

@@ -64,4 +64,4 @@ class RunContext:
                 cache=self.rundir.embeddings,
                 on_progress=self.monitor.on_progress,
             )
-        return np.ascontiguousarray(array.rows[array.find(rows["digest"])][:, : len(views)])
+        return np.ascontiguousarray(array.array[array.find_rows(rows["digest"])][:, : len(views)])

@@ -15,7 +15,7 @@ def gather_data(work: RunContext, plan: Plan, base: str) -> dict[str, SearchData
     features_NVD = work.embed(base, train, all_views=True)
     images = work.ingested.images
     has_networks = any(trial.recipe == "finetune" for trial in plan.trials)
-    images_NHW = images.rows[images.find(train["digest"])] if has_networks else None
+    images_NHW = images.array[images.find_rows(train["digest"])] if has_networks else None
     bones = train["bone"].to_numpy(dtype=str)
     columns = {
         "folds": train["fold"].to_numpy(np.int64),

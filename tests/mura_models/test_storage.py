@@ -2,14 +2,21 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from threading import Event
 
+import numpy as np
 import pytest
 from factories import list_names
+from PIL import Image
 
 from mura_models.errors import ConfigError, StorageError
-from mura_models.storage import UNFINISHED, atomic_directory, atomic_write, remove_unfinished, retry_write
+from mura_models.storage import UNFINISHED, atomic_directory, atomic_write, hold_lock, remove_unfinished, retry_write
 from orchestrator.run.files import read_json
 from orchestrator.run.journal import Journal
 
@@ -35,19 +42,23 @@ def _no_pauses(monkeypatch):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EROFS, errno.EDQUOT])
 def test_storage_that_fails_for_a_while_is_waited_for(tmp_path, number):
-    assert retry_write(FailingDisk(5, number), tmp_path / "x", patience_s=30) == "written"
+    assert retry_write(FailingDisk(5, number), tmp_path / "x", timeout_s=30) == "written"
 
 
 def test_patience_has_an_end(tmp_path):
     begun = time.monotonic()
-    with pytest.raises(StorageError, match=r"x: cannot be written \(No space left on device\); mend that or make room"):
-        retry_write(FailingDisk(10**9), tmp_path / "x", patience_s=0.05)
+    with pytest.raises(
+        StorageError,
+        match=r"x: cannot be written \(No space left on device\); free disk space or repair the disk, "
+        "then run the same command again to continue$",
+    ):
+        retry_write(FailingDisk(10**9), tmp_path / "x", timeout_s=0.05)
     assert time.monotonic() - begun < 5
 
 
 def test_a_mistake_of_ours_is_not_taken_for_the_disks(tmp_path):
     with pytest.raises(OSError, match="Bad file descriptor"):
-        retry_write(FailingDisk(1, errno.EBADF), tmp_path / "x", patience_s=30)
+        retry_write(FailingDisk(1, errno.EBADF), tmp_path / "x", timeout_s=30)
 
 
 @pytest.mark.parametrize("whole", [atomic_write, atomic_directory])
@@ -56,6 +67,73 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_beside(tmp_path, whole):
         FailingDisk(1)()
     assert len(str(caught.value).splitlines()) == 1
     assert list_names(tmp_path) == []
+
+
+def test_a_lock_that_is_held_is_refused_or_waited_for(tmp_path):
+    lock, is_waiting = tmp_path / ".lock", Event()
+
+    def wait_for_it():
+        with hold_lock(lock, on_wait=is_waiting.set) as is_held:
+            return is_held
+
+    with ThreadPoolExecutor(1) as pool:
+        with hold_lock(lock) as first, hold_lock(lock, waits=False) as second:
+            third = pool.submit(wait_for_it)
+            assert is_waiting.wait(timeout=60)
+            assert (first, second, third.done()) == (True, False, False)
+        assert third.result(timeout=60)
+    assert list_names(tmp_path) == []
+
+
+LOCKED = """
+import os, signal, sys
+from pathlib import Path
+from mura_models.storage import hold_lock
+
+with hold_lock(Path(sys.argv[1])) as is_held:
+    assert is_held
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    done = subprocess.run([sys.executable, "-c", LOCKED, tmp_path / ".lock"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list_names(tmp_path) == [".lock"]
+    with hold_lock(tmp_path / ".lock", waits=False) as is_held:
+        assert is_held
+    assert list_names(tmp_path) == []
+
+
+PORTABLE = """
+import errno, os, sys
+
+sys.modules["fcntl"] = None
+del os.posix_fallocate, errno.EREMOTEIO
+
+import warnings
+warnings.simplefilter("ignore")  # filelock: without fcntl and outside Windows, a lock is a file that exists
+
+from pathlib import Path
+import mura_models.inference.predict, mura_models.phantom
+from mura_models.data.cache import create_array
+from mura_models.data.dataset import read_predict_input
+from mura_models.storage import atomic_write, hold_lock
+
+folder = Path(sys.argv[1])
+assert len(read_predict_input(folder).manifest) == 1
+assert create_array(folder / "array", (1, 2), "uint8").shape == (1, 2)
+with atomic_write(folder / "text") as partial, hold_lock(folder / ".lock") as is_held:
+    assert is_held
+    partial.write_text("written")
+assert not (folder / ".lock").exists()
+"""
+
+
+def test_prediction_needs_nothing_that_windows_lacks(tmp_path):
+    Image.fromarray(np.full((20, 30), 9, np.uint8)).save(tmp_path / "a.png")
+    subprocess.run([sys.executable, "-c", PORTABLE, tmp_path], check=True)
+    assert list_names(tmp_path) == ["a.png", "array", "text"]
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):
@@ -109,9 +187,9 @@ def test_a_journal_that_cannot_be_written_is_as_it_was(tmp_path, monkeypatch):
     journal = Journal(tmp_path / "journal.jsonl")
     journal.append(trial="a", epoch=1, state="RUNNING")
     monkeypatch.setattr("os.fsync", lambda handle: FailingDisk(1)())
-    monkeypatch.setattr("mura_models.storage.PATIENCE_S", 0.0)
+    monkeypatch.setattr("mura_models.storage.RETRY_TIMEOUT_S", 0.0)
     with pytest.raises(StorageError):
-        retry_write(lambda: journal._write(b"{}\n"), journal.path, patience_s=0)
+        retry_write(lambda: journal._write(b"{}\n"), journal.path, timeout_s=0)
     monkeypatch.undo()
     assert [line["epoch"] for line in journal.lines] == [1]
     journal.append(trial="a", epoch=2, state="COMPLETE")

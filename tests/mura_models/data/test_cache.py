@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from factories import list_names
 
-from mura_models.data.cache import name_content, open_cached, write_cached
+from mura_models.data.cache import cache_key, open_cached, write_cached
 from mura_models.errors import StorageError
 
 DIGESTS = ("cc", "aa", "dd", "bb")
@@ -37,11 +37,11 @@ def test_a_row_is_found_by_its_digest_whatever_order_it_came_in(tmp_path, parts)
     for entry in (written, open_cached(tmp_path / "images")):
         assert entry.digests == ("aa", "bb", "cc", "dd")
         asked = ["dd", "aa", "dd"]  # an image that occurs twice is there once
-        assert np.array_equal(entry.rows[entry.find(asked)], make_rows(asked))
+        assert np.array_equal(entry.array[entry.find_rows(asked)], make_rows(asked))
 
 
 def test_rows_lie_on_the_disk_and_cannot_be_changed(tmp_path):
-    rows = write(tmp_path / "images").rows
+    rows = write(tmp_path / "images").array
     assert isinstance(rows, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         rows[0] = 9
@@ -52,14 +52,14 @@ def test_a_image_that_fails_on_the_way_leaves_a_reason_and_no_row(tmp_path):
     entry = open_cached(tmp_path / "images")
     assert entry.digests == ("aa", "bb", "dd")
     assert entry.failures == {"cc": "truncated"}
-    assert np.array_equal(entry.rows[entry.find(["dd", "bb"])], make_rows(["dd", "bb"]))
+    assert np.array_equal(entry.array[entry.find_rows(["dd", "bb"])], make_rows(["dd", "bb"]))
     with pytest.raises(KeyError):
-        entry.find(["cc"])
+        entry.find_rows(["cc"])
 
 
 def test_an_entry_of_failures_alone_is_remembered(tmp_path):
     entry = write(tmp_path / "images", parts=[()], failures=dict.fromkeys(DIGESTS, "not an image"))
-    assert entry.rows.shape == (0, 2, 3)
+    assert entry.array.shape == (0, 2, 3)
     assert open_cached(tmp_path / "images").failures == dict.fromkeys(DIGESTS, "not an image")
 
 
@@ -85,7 +85,7 @@ def test_a_writer_that_is_stopped_leaves_no_entry_and_the_next_goes_on(tmp_path,
 
     entry = write_cached(tmp_path / "images", DIGESTS, produce, **shape)
     assert asked == [["bb", "cc"]]
-    assert np.array_equal(entry.rows, make_rows(entry.digests))
+    assert np.array_equal(entry.array, make_rows(entry.digests))
     assert list_names(tmp_path) == ["images"]
     assert list_names(tmp_path / "images") == ["index.json", "rows.npy"]
 
@@ -99,7 +99,7 @@ def test_what_a_stopped_writer_left_counts_only_as_far_as_it_is_whole(tmp_path, 
     log = tmp_path / ".images.part" / "done.jsonl"
     log.write_bytes(log.read_bytes()[:-4])
     entry = write_cached(tmp_path / "images", DIGESTS, lambda left: [(left, make_rows(left), {})], **shape)
-    assert np.array_equal(entry.rows, make_rows(entry.digests))
+    assert np.array_equal(entry.array, make_rows(entry.digests))
 
 
 def refuse_room(handle, start, num_bytes):
@@ -131,7 +131,7 @@ def test_an_array_without_its_room_on_the_disk_is_never_written_to(tmp_path, mon
     with pytest.raises(StorageError, match="No space left on device"):
         write_cached(tmp_path / "images", DIGESTS, produce, **shape)
     monkeypatch.undo()
-    assert write_cached(tmp_path / "images", DIGESTS, produce, **shape).rows.all()
+    assert write_cached(tmp_path / "images", DIGESTS, produce, **shape).array.all()
 
 
 @needs_allocation
@@ -175,9 +175,34 @@ def test_nothing_is_made_again_where_the_last_steps_fail(tmp_path, monkeypatch, 
     assert asked == []
     assert entry.failures == failures
     assert entry.digests == tuple(digest for digest in sorted(DIGESTS) if digest not in failures)
-    assert np.array_equal(entry.rows, make_rows(entry.digests))
+    assert np.array_equal(entry.array, make_rows(entry.digests))
     assert list_names(tmp_path) == ["images"]
     assert list_names(tmp_path / "images") == ["index.json", "rows.npy"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+@pytest.mark.parametrize("failures", [{}, {"cc": "truncated"}])
+def test_no_file_is_renamed_while_it_is_mapped(tmp_path, monkeypatch, failures):
+    """Windows would refuse it."""
+    renamed = []
+
+    def watch(name):
+        rename = getattr(Path, name)
+
+        def check(path, *args):
+            renamed.append(path.name)
+            handles = [str(handle.readlink()) for handle in Path("/proc/self/fd").iterdir() if handle.is_symlink()]
+            assert str(path) not in Path("/proc/self/maps").read_text()
+            assert not any(file.startswith(str(path)) for file in handles)
+            return rename(path, *args)
+
+        monkeypatch.setattr(Path, name, check)
+
+    watch("rename")
+    watch("replace")
+    write(tmp_path / "images", [("aa", "dd"), ("bb",) if failures else ("bb", "cc")], failures)
+    assert ".images.part" in renamed
+    assert ("kept.npy" if failures else "all.npy") in renamed
 
 
 def test_two_writers_at_once_do_not_disturb_each_other(tmp_path):
@@ -185,11 +210,11 @@ def test_two_writers_at_once_do_not_disturb_each_other(tmp_path):
 
     def produce(left):
         inner = write_cached(tmp_path / "images", DIGESTS, lambda names: [(names, make_rows(names), {})], **shape)
-        assert np.array_equal(inner.rows, make_rows(inner.digests))
+        assert np.array_equal(inner.array, make_rows(inner.digests))
         yield left, make_rows(left), {}
 
     entry = write_cached(tmp_path / "images", DIGESTS, produce, **shape)
-    assert np.array_equal(entry.rows, make_rows(entry.digests))
+    assert np.array_equal(entry.array, make_rows(entry.digests))
     assert list_names(tmp_path) == ["images"]
 
 
@@ -217,11 +242,11 @@ def test_half_precision_embeddings_come_back_to_the_bit(tmp_path):
     rows = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float16)
     write_cached(tmp_path / "e", ["b", "a"], lambda left: [(("b", "a"), rows, {})], row_shape=(4, 8), dtype="float16")
     entry = open_cached(tmp_path / "e")
-    assert entry.rows.dtype == np.float16
-    assert np.array_equal(entry.rows[entry.find(["b", "a"])], rows)
+    assert entry.array.dtype == np.float16
+    assert np.array_equal(entry.array[entry.find_rows(["b", "a"])], rows)
 
 
 def test_an_entry_is_named_by_all_that_decides_its_content():
-    names = {name_content(parts) for parts in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], ["a"], [])}
+    names = {cache_key(parts) for parts in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], ["a"], [])}
     assert len(names) == 6
-    assert name_content(iter(["a", "b"])) == name_content(["a", "b"])
+    assert cache_key(iter(["a", "b"])) == cache_key(["a", "b"])

@@ -14,6 +14,7 @@ from PIL import Image
 from mura_models.data import scan
 from mura_models.data.scan import Listing, check_files
 from mura_models.errors import StorageError
+from mura_models.storage import StorageFault
 
 SERVER_GONE = (errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)
 
@@ -92,7 +93,7 @@ def test_a_disk_full_of_bad_sectors_is_waited_for_once(listing, monkeypatch):
 
 
 def test_a_image_that_one_may_not_read_is_left_out_at_once(listing, monkeypatch):
-    monkeypatch.setattr("mura_models.data.scan.PATIENCE_S", 3600)
+    monkeypatch.setattr("mura_models.data.scan.RETRY_TIMEOUT_S", 3600)
     break_images(monkeypatch, errno.EACCES, names=["03.png"])
     found = check_files(listing)
     assert found.quarantine["reason"].tolist() == ["file cannot be read: Permission denied"]
@@ -106,7 +107,7 @@ def test_a_server_that_comes_back_slowly_gives_every_image(listing, monkeypatch)
     def read_slowly(file):
         num_reads[file] += 1
         if num_reads[file] == 1:
-            return scan.FileFacts("file cannot be read: Input/output error", trouble="disk")
+            return scan.FileFacts("file cannot be read: Input/output error", fault=StorageFault.IO_ERROR)
         time.sleep(0.05)
         return read_facts(file)
 

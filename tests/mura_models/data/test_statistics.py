@@ -47,7 +47,7 @@ def make_data(bones=("hand", "hip"), num_a_label=12):
     images_NHW = generator.integers(0, 100, (len(table), SIZE_PX, SIZE_PX), dtype=np.uint8)
     images_NHW[(table["split"] == "train").to_numpy()] += 150
     order = np.argsort(table["digest"])
-    store = CachedArray(rows=images_NHW[order], digests=tuple(table["digest"].iloc[order]), failures={})
+    store = CachedArray(array=images_NHW[order], digests=tuple(table["digest"].iloc[order]), failures={})
     return table, store, images_NHW
 
 
@@ -92,7 +92,7 @@ def test_grey_levels_are_the_same_in_parts(monkeypatch):
     whole = measure_gray(images)
     monkeypatch.setattr(exploration_module, "IMAGES_PER_CHUNK", 7)
     np.testing.assert_array_equal(measure_gray(images), whole)
-    np.testing.assert_allclose(whole, images.rows.reshape(len(whole), -1).mean(axis=1))
+    np.testing.assert_allclose(whole, images.array.reshape(len(whole), -1).mean(axis=1))
 
 
 def test_two_rows_of_one_file_count_twice():

@@ -194,7 +194,7 @@ def few_studies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_studies")
 def test_of_two_runs_at_once_one_writes_the_phantom_and_the_other_waits(tmp_path: Path) -> None:
-    """The second starts before the first is done; it neither draws an image nor replaces what the first has read."""
+    """The second is started before the first is done; it neither draws an image nor replaces the first's files."""
     drawn: list[int] = []
 
     def write_second() -> Path:
@@ -230,7 +230,7 @@ def test_a_disk_that_knows_no_locks_can_hold_a_phantom(tmp_path: Path, monkeypat
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mura_models.data.phantom import write_phantom
+from mura_models.phantom import write_phantom
 
 write_phantom(Path(sys.argv[1]), scale=0.002, workers=1, on_progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 """
