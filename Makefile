@@ -4,13 +4,14 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DOCS_INSTALLED := .venv/.docs-installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SLOW := slow or cluster or browser
 EXHAUSTIVE := exhaustive
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test test-slow test-faults test-all lint types check bench clean
+.PHONY: help install run test test-slow test-faults test-all lint types check bench docs clean
 
 help:
 	@echo "make run        the study over all bones; ARGS=... is appended to the command"
@@ -19,6 +20,7 @@ help:
 	@echo "make test-faults  every fault of the fault harness, for an hour"
 	@echo "make check      lint, types and the fast tests"
 	@echo "make bench      how fast whole networks are trained, against the same step on tensors in memory"
+	@echo "make docs       build the documentation site in site/"
 	@echo "make clean      remove .venv and caches; runs/ stays"
 
 install: $(INSTALLED)
@@ -49,8 +51,11 @@ check: lint types test
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.finetune_throughput $(ARGS)
 
+docs: $(DOCS_INSTALLED)
+	$(BIN)/mkdocs build --strict $(ARGS)
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and by itself, so that a torch that is already there (another build, say) is kept.
@@ -65,4 +70,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) torch torchvision
 	@echo "Installing the project and what else it needs"
 	@$(PIP_INSTALL) -e ".[dev]"
+	@touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	@echo "Installing the documentation tools"
+	@$(PIP_INSTALL) -e ".[docs]"
 	@touch $@
