@@ -77,7 +77,7 @@ def _spread(counts: pd.DataFrame, num_folds: int, seed: int) -> NDArray[np.int64
     """Return a fold for every group, those with most images first.
 
     Each goes where it adds least to the squares of the folds' shares of every stratum. The same idea as
-    scikit-learn's StratifiedGroupKFold, as even, and many times as fast at MURA's size (docs/DECISIONS.md).
+    scikit-learn's StratifiedGroupKFold, as even, and many times as fast at MURA's size (docs/explanation/decisions.md).
     """
     columns = sorted(counts.columns)
     images_GS = counts[columns].to_numpy(np.float64)

@@ -1,4 +1,4 @@
-"""What runs a backbone: ONNX Runtime or torch, float32 or bfloat16, as measured (docs/DECISIONS.md)."""
+"""What runs a backbone: ONNX Runtime or torch, float32 or bfloat16, as measured (docs/explanation/decisions.md)."""
 
 import copy
 import logging

@@ -291,7 +291,7 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -
 
 
 def _forecast_trial_s(config: RunConfig, recipe: str, num_images: int, budget: Budget) -> float:
-    """Forecast a full-length trial on one CPU core; rates measured with EfficientNet-Lite0 (docs/DECISIONS.md)."""
+    """Forecast a full-length trial on one CPU core; rates measured with EfficientNet-Lite0 (decisions.md)."""
     num_steps = budget.num_epochs * budget.steps_per_epoch
     if recipe == "finetune":
         image_s = (config.preprocessing.image_size_px / 160) ** 2 / 18

@@ -10,7 +10,7 @@ from mura_models.training.sampling_modes import Sampling
 from orchestrator.run.config import RECIPES, RunConfig
 
 LR_RANGE = {"linear_probe": (3e-3, 3e-2), "mlp_probe": (5e-5, 1e-3), "finetune": (1e-4, 1e-3)}
-"""Base rates searched, log-uniform: chosen by us on held-out folds of FracAtlas (docs/DECISIONS.md)."""
+"""Base rates searched, log-uniform: chosen by us on held-out folds of FracAtlas (docs/explanation/decisions.md)."""
 WEIGHT_DECAY_RANGE = {"linear_probe": (3.0, 100.0), "mlp_probe": (1e-2, 30.0), "finetune": (1e-2, 1.0)}
 """Log-uniform; decoupled from the gradient (AdamW), so it takes effect as lr times this value an update."""
 BACKBONE_LR_FACTORS = (1.0, 0.3, 0.1)
@@ -39,7 +39,7 @@ PAPER_SETTINGS: dict[str, Sequence[tuple[LrSchedule, float, float]]] = {
 }
 """By recipe. 3.1 and 3.2: Adam at 0.001 throughout; 3.4a, then 3.4b: Adam at 0.01, then at 0.001."""
 FINETUNE_DEFAULT = (LrSchedule(name="warmup_cosine", boundary=0.1, final_factor=0.01), 3e-4, 0.05)
-"""Tried first: chosen by us on the held-out fold of FracAtlas (docs/DECISIONS.md)."""
+"""Tried first: chosen by us on the held-out fold of FracAtlas (docs/explanation/decisions.md)."""
 
 
 def sample_configs(config: RunConfig, recipe: str, *, is_specialist: bool) -> list[TrialConfig]:

@@ -1,6 +1,6 @@
 """What runs the backbone must not decide the answer: bounds on every runtime and precision against torch float32.
 
-docs/DECISIONS.md has the figures on real images; here are drawn ones, so that the bounds hold everywhere.
+docs/explanation/decisions.md has the figures on real images; here are drawn ones, so that the bounds hold everywhere.
 """
 
 import numpy as np
