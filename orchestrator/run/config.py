@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from mura_models.data.preprocessing_settings import Preprocessing
-from mura_models.errors import ConfigError
+from mura_models.errors import SettingError
 from mura_models.networks.backbone_spec import BackboneSpec
 from mura_models.training.finetune_settings import FinetuneSettings
 from mura_models.training.sampling_modes import Sampling
@@ -24,31 +24,40 @@ RECIPES: tuple[str, ...] = get_args(Recipe)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """Everything that decides a run's figures."""
+    """Everything that decides a run's figures.
+
+    The docstrings of fields are the help of `run_study.py`; an option is named after its field unless its metadata
+    names another (orchestrator/options.py).
+    """
 
     preset: str = "quick"
+    """Preset that the other settings start from."""
     bones: tuple[str, ...] | None = None
-    """Bones that get a specialist; None = every bone of the data. Baselines and router always see all."""
-    recipes: tuple[str, ...] = ("linear_probe", "mlp_probe")
-    """Recipes of the baselines; see `specialist_recipes` for those of specialists."""
+    """Train specialists for these bones only. Baselines and router always see all bones."""
+    recipes: tuple[Recipe, ...] = ("linear_probe", "mlp_probe")
+    """How models are trained. Specialists use mlp_probe, two_stage_probe and finetune, or linear_probe if none of
+    these is named."""
     num_trials: int = 12
-    """Of a probe's search."""
+    """Trials per probe search."""
     num_epochs: int = 16
+    """Most epochs per trial. Unless --finetune-epochs is given, it also holds for whole networks."""
     num_steps: int | None = None
-    """Of a probe's trial at full length; None = each epoch is a pass over what `epoch_covers` names."""
+    """Optimizer steps of a probe trial at full length (default: an epoch is one pass over the largest bone, or over
+    all bones under the preset paper)."""
     epoch_covers: Literal["largest_bone", "all_bones"] = "largest_bone"
-    """Images that an epoch passes over once, for all targets of a run alike."""
+    """What an epoch passes over once, for all targets of a run alike, if no number of steps is set."""
     num_folds: int = 5
+    """Cross-validation folds of the train split, cut by patient."""
     held_out: Literal["every_fold", "fold_0"] = "every_fold"
-    """Which rows judge a probe: all, each by the head that never saw it, or those of fold 0 by one head."""
+    """Dev rows of a probe: every fold, each by the head that was not trained on it, or fold 0 by one head."""
     batch_size: int = 64
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     backbone: BackboneSpec = field(default_factory=BackboneSpec)
     activation: Literal["relu", "none"] = "relu"
     sampling: tuple[Sampling, ...] = ("plain",)
-    """What is done against imbalance; of several, the trials of a search try each in turn."""
+    """Treatment of class imbalance. If several are named, the trials of a search try them in turn."""
     metric: Metric = "auroc"
-    """By which epochs and trials are chosen on dev: by study, but `image_accuracy` by image at 0.5 (the paper's)."""
+    """Dev metric that epochs and trials are selected by: per study, except image_accuracy (per image, at 0.5)."""
     kept_epoch: Literal["last", "best"] = "last"
     first_lr: float | None = None
     """Constant learning rate of the first trial of every search; None = the first trials of each recipe."""
@@ -59,57 +68,62 @@ class RunConfig:
     compare_with_paper: bool = False
     """Report the source paper's figures next to this run's."""
     early_stopping: bool = True
+    """Stop unpromising trials early (ASHA, and patience)."""
     grace_fraction: float = 0.4
     """No trial is stopped before this part of its epochs has run (chosen by us)."""
     patience_epochs: int = 4
-    num_audited: int = 4
-    """Stopped trials of a stage that are run to their end, to learn how often the bracket was wrong."""
+    num_audited: int = field(default=4, metadata={"option": "--audit"})
+    """Stopped trials per stage that are run to completion, to check early stopping."""
     replicate_seeds: int = 0
-    """Fresh seeds over which each winner's configuration is trained again; 0 = the winner itself is shipped."""
+    """Train each winner again under this many new seeds and export the median one; 0 exports the winner itself."""
     ensemble: bool = False
-    """Ship all replicates together rather than the median one."""
+    """Export all replicates together instead of the median one."""
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     finetune_trials: int = 4
+    """Trials per search."""
     finetune_epochs: int = 12
+    """Most epochs per trial (default under --epochs N: N)."""
     finetune_steps: int | None = None
+    """Optimizer steps of a trial at full length (default: as for probes)."""
     finetune_batch_size: int = 32
+    """Images per optimizer step."""
     seed: int = 0
+    """Seed of folds, plan and training."""
 
     def __post_init__(self) -> None:
-        _check_choice("metric", self.metric, get_args(Metric))
-        _check_choice("activation", self.activation, ("relu", "none"))
-        _check_choice("held_out", self.held_out, ("every_fold", "fold_0"))
-        _check_choice("epoch_covers", self.epoch_covers, ("largest_bone", "all_bones"))
-        _check_choice("kept_epoch", self.kept_epoch, ("last", "best"))
-        for name, allowed in (("recipes", RECIPES), ("sampling", get_args(Sampling))):
-            values = getattr(self, name)
-            for value in values:
-                _check_choice(name, value, allowed)
-            _check_distinct(name, values)
-            if not values:
-                raise ConfigError(f"{name}: name at least one")
-        _check_distinct("bones", self.bones or ())
-        if self.bones is not None and not self.bones:
-            raise ConfigError("bones: name at least one, or give --all-bones")
+        for name in ("metric", "activation", "held_out", "epoch_covers", "kept_epoch"):
+            check_choice(name, getattr(self, name))
+        for name in ("recipes", "sampling", "bones"):
+            self._check_list(name)
         for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if value is not None:
-                _check_range(name.removeprefix("num_"), value, low, high)
+            check_range(name, getattr(self, name), low, high)
         for name in ("first_lr", "specialist_lr"):
             lr = getattr(self, name)
             if lr is not None and not 0 < lr <= 1:
-                raise ConfigError(f"{name}={lr}: must lie in (0, 1]")
-        if not 0 <= self.grace_fraction <= 1:
-            raise ConfigError(f"grace_fraction={self.grace_fraction}: must lie in [0, 1]")
+                raise SettingError(name, lr, "must be above 0 and at most 1")
         if self.ensemble and self.replicate_seeds < 2:
-            raise ConfigError(
-                f"replicate_seeds={self.replicate_seeds}: an ensemble needs at least 2; give more, or --no-ensemble"
-            )
+            others = {"ensemble": True}
+            raise SettingError("replicate_seeds", self.replicate_seeds, "{ensemble} needs at least 2", others)
         if self.finetune.freeze_backbone_epochs >= self.finetune_epochs:
-            raise ConfigError(
-                f"freeze_backbone_epochs={self.finetune.freeze_backbone_epochs}: "
-                f"must be below finetune_epochs={self.finetune_epochs}"
+            raise SettingError(
+                "freeze_backbone_epochs",
+                self.finetune.freeze_backbone_epochs,
+                "must be below {finetune_epochs}",
+                {"finetune_epochs": self.finetune_epochs},
             )
+
+    def _check_list(self, name: str) -> None:
+        """Raise SettingError if a list is empty, names a value twice or one that is not allowed."""
+        values = getattr(self, name)
+        if values is None:
+            return
+        if not values:
+            raise SettingError(name, "", "name at least one")
+        for value in values:
+            if name != "bones":
+                check_choice(name, value)
+            if values.count(value) > 1:
+                raise SettingError(name, value, "named twice; name each once")
 
     @property
     def selected_metric(self) -> str:
@@ -155,6 +169,15 @@ class RunConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "metric": get_args(Metric),
+    "recipes": RECIPES,
+    "sampling": get_args(Sampling),
+    "activation": ("relu", "none"),
+    "held_out": ("every_fold", "fold_0"),
+    "epoch_covers": ("largest_bone", "all_bones"),
+    "kept_epoch": ("last", "best"),
+}
 _RANGES = (
     ("num_trials", 1, 1000),
     ("num_epochs", 1, 10_000),
@@ -162,6 +185,7 @@ _RANGES = (
     ("specialist_probe_steps", 1, 10_000_000),
     ("num_folds", 2, 100),
     ("batch_size", 1, 65_536),
+    ("grace_fraction", 0, 1),
     ("patience_epochs", 1, 10_000),
     ("num_audited", 0, 1000),
     ("replicate_seeds", 0, 100),
@@ -173,17 +197,13 @@ _RANGES = (
 )
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}={value}: must be one of {', '.join(allowed)}")
+def check_choice(name: str, value: str) -> None:
+    """Raise SettingError unless the setting may have this value."""
+    if value not in _CHOICES[name]:
+        raise SettingError(name, value, f"must be one of {', '.join(_CHOICES[name])}")
 
 
-def _check_distinct(name: str, values: tuple[str, ...]) -> None:
-    twice = [value for value in values if values.count(value) > 1]
-    if twice:
-        raise ConfigError(f"{name}={twice[0]}: named twice; name each once")
-
-
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{name}={value}: must lie in [{low}, {high}]")
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """Raise SettingError unless a value that is set is in [low, high]."""
+    if value is not None and not low <= value <= high:
+        raise SettingError(name, value, f"must be between {low} and {high}")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mura_models.data.preprocessing_settings import Preprocessing
-from mura_models.errors import ConfigError
+from mura_models.errors import SettingError
 from mura_models.networks.backbone_spec import BackboneSpec
 from mura_models.training.finetune_settings import FinetuneSettings
 from orchestrator.run.config import RunConfig
@@ -81,7 +81,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {"quick": quick, "paper": paper, "
 
 
 def make_preset(name: str) -> RunConfig:
-    """Return the configuration that a preset names. Raises ConfigError for an unknown one."""
+    """Return the configuration that a preset names. Raises SettingError for an unknown one."""
     if name not in PRESETS:
-        raise ConfigError(f"preset={name}: must be one of {', '.join(PRESETS)}")
+        raise SettingError("preset", name, f"must be one of {', '.join(PRESETS)}")
     return PRESETS[name]()

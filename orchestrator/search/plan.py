@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 import pandas as pd
 
 from mura_models.data.folds import assign_folds
-from mura_models.errors import ConfigError, DataError
+from mura_models.errors import DataError, SettingError
 from mura_models.networks.heads import ProbeRecipe
 from mura_models.training.finetune_settings import FinetuneSettings
 from mura_models.training.loop import TrialSettings
@@ -141,7 +141,7 @@ class Budget:
 def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
     """Lay out every trial over the train rows of `manifest`; the same for the same config and data.
 
-    Raises ConfigError for a bone that the data does not have, DataError where no baseline can be trained or judged, or
+    Raises SettingError for a bone that the data does not have, DataError where no baseline can be trained or judged, or
     no folds can be cut.
     """
     train = manifest[manifest["split"] == "train"]
@@ -268,7 +268,7 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -
     wanted = known if config.bones is None else list(config.bones)
     missing = [bone for bone in wanted if bone not in known]
     if missing:
-        raise ConfigError(f"bones={missing[0]}: not in the data, which has {', '.join(known)}")
+        raise SettingError("bones", missing[0], f"not in the data, which has {', '.join(known)}")
     num_folds = train.groupby("bone")["fold"].nunique()
     judged_by_fold_0 = any(holds_out_one_fold(config, recipe) for recipe in config.specialist_recipes)
     labels_of_side = train.groupby(["bone", train["fold"] == 0])["label"].nunique().unstack(fill_value=0)

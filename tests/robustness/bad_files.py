@@ -174,7 +174,9 @@ FIT = "bundle: its parts do not fit together"
 
 FILES: dict[str, Rejection] = {
     "no weights": weights("weights 'gone.pt': no such file", "gone.pt"),
-    "empty name of weights": Rejection(text="weights '': give imagenet, random or the path", options=("--weights", "")),
+    "empty name of weights": Rejection(
+        text="weights=: must be imagenet, random or the path", options=("--weights", "")
+    ),
     "a folder as weights": weights("'w.pt': not a file", "w.pt", Path.mkdir),
     "a pipe as weights": weights("'w.pt': not a file", "w.pt", os.mkfifo),
     "weights of zero bytes": weights(DAMAGED, "w.pt", Path.touch),

@@ -50,11 +50,11 @@ OPTIONS: dict[str, Rejection] = {
     "unknown recipe": run("recipes=soup: must be one of linear_probe", "--recipes", "soup"),
     "no recipe": run("argument --recipes: expected at least one argument", "--recipes"),
     "unknown sampling": run("sampling=heavy: must be one of plain", "--sampling", "plain", "heavy"),
-    "unknown resize": run("resize 'crop': must be 'stretch' or 'pad'", "--resize", "crop"),
+    "unknown resize": run("resize=crop: must be stretch or pad", "--resize", "crop"),
     "unknown backbone": run(
-        "backbone 'resnet-18': neither ours nor a name of timm; did you", "--backbone", "resnet-18"
+        "backbone=resnet-18: must be the name of a backbone or of a timm model; did you", "--backbone", "resnet-18"
     ),
-    "empty backbone": run("backbone '': neither ours", "--backbone", ""),
+    "empty backbone": run("backbone=: must be the name", "--backbone", ""),
     "unknown bone": Rejection(
         text="bones=femur: not in the data, which has hand, wrist",
         instead=("--bones", "femur", "--dry-run", "--folds", "2", "--data", "manifest.csv"),
@@ -65,40 +65,51 @@ OPTIONS: dict[str, Rejection] = {
     "text as a number": run("invalid int value: 'many'", "--trials", "many"),
     "a fraction of trials": run("invalid int value: '1.5'", "--trials", "1.5"),
     "a number of 9,000 digits": run(" ... ", "--trials", "9" * 9000),
-    "trials -3": run("trials=-3: must lie in [1, 1000]", "--trials", "-3"),
-    "epochs 0": run("epochs=0: must lie in [1, 10000]", "--epochs", "0"),
-    "steps 0": run("steps=0: must lie in [1,", "--steps", "0"),
-    "folds 1": run("folds=1: must lie in [2, 100]", "--folds", "1"),
-    "audit -1": run("audited=-1: must lie in [0, 1000]", "--audit", "-1"),
-    "replicate-seeds 101": run("replicate_seeds=101: must lie in [0, 100]", "--replicate-seeds", "101"),
-    "seed -1": run("seed=-1: must lie in [0,", "--seed", "-1"),
-    "seed beyond 31 bits": run("seed=2147483648: must lie in [0,", "--seed", str(2**31)),
-    "image-size 0": run("image size 0 px: must lie in [16, 1024]", "--image-size", "0"),
-    "image-size 1": run("image size 1 px: must lie in [16, 1024]", "--image-size", "1"),
-    "image-size 100,000": run("image size 100000 px: must lie in [16, 1024]", "--image-size", "100000"),
+    "trials -3": run("num_trials=-3: must be between 1 and 1000", "--trials", "-3"),
+    "epochs 0": run("num_epochs=0: must be between 1 and 10000", "--epochs", "0"),
+    "steps 0": run("num_steps=0: must be between 1 and ", "--steps", "0"),
+    "folds 1": run("num_folds=1: must be between 2 and 100", "--folds", "1"),
+    "audit -1": run("num_audited=-1: must be between 0 and 1000", "--audit", "-1"),
+    "replicate-seeds 101": run("replicate_seeds=101: must be between 0 and 100", "--replicate-seeds", "101"),
+    "seed -1": run("seed=-1: must be between 0 and ", "--seed", "-1"),
+    "seed beyond 31 bits": run("seed=2147483648: must be between 0 and ", "--seed", str(2**31)),
+    "image-size 0": run("image_size_px=0: must be between 16 and 1024", "--image-size", "0"),
+    "image-size 1": run("image_size_px=1: must be between 16 and 1024", "--image-size", "1"),
+    "image-size 100,000": run("image_size_px=100000: must be between 16 and 1024", "--image-size", "100000"),
     "an image size that the backbone does not take": run(
-        "backbone 'vit_tiny_patch16_224' does not take it", "--backbone", "vit_tiny_patch16_224", "--weights", "random"
+        "image_size_px=256: backbone vit_tiny_patch16_224 does not take images of this size",
+        "--backbone",
+        "vit_tiny_patch16_224",
+        "--weights",
+        "random",
     ),
-    "gpus-per-trial 1.5": run("gpus_per_trial=1.5: above 1 it must be a whole number", "--gpus-per-trial", "1.5"),
-    "gpus-per-trial -1": run("gpus_per_trial=-1.0: must be 0 or lie in [0.01, 64]", "--gpus-per-trial", "-1"),
+    "gpus-per-trial 1.5": run("gpus_per_trial=1.5: must be a whole number if above 1", "--gpus-per-trial", "1.5"),
+    "gpus-per-trial -1": run("gpus_per_trial=-1.0: must be 0 or between 0.01 and 64", "--gpus-per-trial", "-1"),
     "gpus-per-trial nan": run("gpus_per_trial=nan: must", "--gpus-per-trial", "nan"),
     "gpus-per-trial inf": run("gpus_per_trial=inf: must", "--gpus-per-trial", "inf"),
     "gpus-per-trial 1e-9": run("gpus_per_trial=1e-09: must", "--gpus-per-trial", "1e-9"),
-    "cpus-per-trial 0": run("cpus_per_trial=0.0: must lie in [0.01, 1024]", "--cpus-per-trial", "0"),
+    "cpus-per-trial 0": run("cpus_per_trial=0.0: must be between 0.01 and 1024", "--cpus-per-trial", "0"),
     "cpus-per-trial nan": run("cpus_per_trial=nan: must", "--cpus-per-trial", "nan"),
     "cpus-per-trial 1e400": run("cpus_per_trial=inf: must", "--cpus-per-trial", "1e400"),
-    "max-concurrent 0": run("max_concurrent=0: must lie in [1, 100000]", "--max-concurrent", "0"),
-    "finetune-batch-size 1": run("finetune_batch_size=1: must lie in [2,", *FINETUNE, "--finetune-batch-size", "1"),
+    "max-concurrent 0": run("max_concurrent=0: must be between 1 and 100000", "--max-concurrent", "0"),
+    "finetune-batch-size 1": run(
+        "finetune_batch_size=1: must be between 2 and ", *FINETUNE, "--finetune-batch-size", "1"
+    ),
     "frozen-epochs -1": run(
         "freeze_backbone_epochs=-1: must not be negative", *FINETUNE, "--freeze-backbone-epochs", "-1"
     ),
-    "rotation-degrees nan": run("rotation_degrees=nan: must lie in [0, 180]", *FINETUNE, "--rotation-degrees", "nan"),
+    "rotation-degrees nan": run(
+        "rotation_degrees=nan: must be between 0 and 180", *FINETUNE, "--rotation-degrees", "nan"
+    ),
     "rotation-degrees 181": run("rotation_degrees=181.0: must", *FINETUNE, "--rotation-degrees", "181"),
-    "ema-decay 2": run("ema_decay=2.0: must lie in [0, 1)", *FINETUNE, "--ema-decay", "2"),
+    "ema-decay 2": run("ema_decay=2.0: must be at least 0 and below 1", *FINETUNE, "--ema-decay", "2"),
     "ema-decay nan": run("ema_decay=nan: must", *FINETUNE, "--ema-decay", "nan"),
-    "scale jitter nan": run("scale_jitter=nan: must lie in [0, 1)", *FINETUNE, "--scale-jitter", "nan"),
+    "scale jitter nan": run("scale_jitter=nan: must be at least 0 and below 1", *FINETUNE, "--scale-jitter", "nan"),
     "brightness contrast jitter -0.1": run(
-        "brightness_contrast_jitter=-0.1: must lie in [0, 1)", *FINETUNE, "--brightness-contrast-jitter", "-0.1"
+        "brightness_contrast_jitter=-0.1: must be at least 0 and below 1",
+        *FINETUNE,
+        "--brightness-contrast-jitter",
+        "-0.1",
     ),
     "brightness contrast jitter nan": run(
         "brightness_contrast_jitter=nan: must", *FINETUNE, "--brightness-contrast-jitter", "nan"
@@ -113,7 +124,7 @@ OPTIONS: dict[str, Rejection] = {
     # What contradicts.
     "all bones and some": run("not allowed with argument --all-bones", "--bones", "hand"),
     "neither all bones nor some": Rejection(text="--all-bones", instead=("--dry-run", "--data", "manifest.csv")),
-    "an ensemble of no replicates": run("replicate_seeds=0: an ensemble needs at least 2; give more, or", "--ensemble"),
+    "an ensemble of no replicates": run("replicate_seeds=0: ensemble=True needs at least 2", "--ensemble"),
     "an audit where nothing is stopped": run(
         "audit=3: with --no-early-stopping no trial is stopped", "--no-early-stopping", "--audit", "3"
     ),
@@ -137,9 +148,7 @@ OPTIONS: dict[str, Rejection] = {
     "a run directory that is a file": start("run-dir=0.png: cannot be written to", "--run-dir", "0.png"),
     "a run directory inside a file": start("run-dir=0.png/run: cannot be written to", "--run-dir", "0.png/run"),
     "a run directory that may not be written": start("run-dir=/proc/run: cannot be", "--run-dir", "/proc/run"),
-    "a run directory without a name, and --fresh": start(
-        "run-dir=.: nothing can be named", "--run-dir", ".", "--fresh"
-    ),
+    "a run directory without a name, and --fresh": start("run_dir=.: name a folder", "--run-dir", ".", "--fresh"),
     "a run directory of somebody else's run": start(
         "run/run.json: not written by this program",
         "--run-dir",

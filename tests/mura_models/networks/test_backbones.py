@@ -141,5 +141,5 @@ def test_a_size_the_network_cannot_take_is_refused() -> None:
     backbone = load_backbone(BackboneSpec(name="vit_tiny_patch16_224", weights="random"))
 
     check_image_size(backbone, 224)
-    with pytest.raises(ConfigError, match=r"256 px.*choose another size or backbone"):
+    with pytest.raises(ConfigError, match=r"image_size_px=256: .*choose another size or backbone"):
         check_image_size(backbone, 256)

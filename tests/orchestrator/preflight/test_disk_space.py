@@ -210,5 +210,5 @@ def test_a_dry_run_says_what_the_disk_needs(
 
 def test_an_unknown_backbone_cannot_be_weighed_and_is_told_by_name(dataset: DataSet) -> None:
     config = RunConfig(backbone=BackboneSpec(name="resnet19"))
-    with pytest.raises(Exception, match="backbone 'resnet19'"):
+    with pytest.raises(Exception, match="backbone=resnet19"):
         forecast_run(config, dataset.manifest, make_plan(config, dataset.manifest), None)

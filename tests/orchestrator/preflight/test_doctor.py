@@ -293,7 +293,7 @@ def test_weights_that_cannot_be_had_are_a_problem_before_a_run(tmp_path: Path, m
     assert look(BackboneSpec()).level == "ok"
     assert look(BackboneSpec(name="resnet18", weights="random")).level == "ok"
     unknown = look(BackboneSpec(name="resnet19"))
-    assert (unknown.level, str(unknown)[:20]) == ("problem", "backbone 'resnet19':")
+    assert (unknown.level, str(unknown)[:18]) == ("problem", "backbone=resnet19:")
     missing = look(BackboneSpec(weights=str(tmp_path / "nowhere.pt")))
     assert (missing.level, "no such file: give imagenet, random or" in str(missing)) == ("problem", True)
     for answer, level in (((True, ""), "ok"), ((False, "refused"), "problem"), ((None, "timed out"), "warning")):
