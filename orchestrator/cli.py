@@ -172,8 +172,8 @@ def doctor(arguments: argparse.Namespace) -> None:
         for finding in examine(config, execution, dataset):
             monitor.say(f"{finding.level:<8} {finding}")
             levels.append(finding.level)
-    if "problem" in levels:
-        raise ConfigError(f"{levels.count('problem')} of {len(levels)} checks failed: see the lines above")
+    if "error" in levels:
+        raise ConfigError(f"{levels.count('error')} of {len(levels)} checks failed: see the lines above")
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:

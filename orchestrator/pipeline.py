@@ -5,15 +5,15 @@ import shutil
 from mura_models.data.dataset import DataSet
 from mura_models.errors import ConfigError, RunError
 from orchestrator.cluster.connection import connect_ray
-from orchestrator.cluster.resources import share_cluster
+from orchestrator.cluster.resources import choose_trial_resources
 from orchestrator.evaluation.report_data import conclude
 from orchestrator.ingest.dataset import cache_root
 from orchestrator.ingest.decode import ingest
 from orchestrator.ingest.manifest import finish_manifest
 from orchestrator.ingest.overview import explore_data
 from orchestrator.ingest.record import read_runtime, record_ingest
-from orchestrator.preflight.disk_forecast import format_bytes
-from orchestrator.preflight.disk_usage import forecast_run
+from orchestrator.preflight.disk import forecast_disk
+from orchestrator.preflight.findings import format_bytes
 from orchestrator.preflight.run_checks import check_cluster, check_machine
 from orchestrator.progress import Monitor
 from orchestrator.report import render_report
@@ -57,7 +57,7 @@ def prepare(
     config: RunConfig, execution: ExecutionOptions, dataset: DataSet, rundir: RunDir, monitor: Monitor
 ) -> RunContext:
     """Decode, embed, cut folds, describe the data and plan: all that comes before training."""
-    share = share_cluster(execution)
+    share = choose_trial_resources(execution)
     ingested = ingest(
         config,
         dataset.manifest,
@@ -124,5 +124,5 @@ def forecast(config: RunConfig, dataset: DataSet, monitor: Monitor) -> None:
         replicates_s = config.replicate_seeds * table.groupby("search")["forecast_s"].max().sum()
         monitor.say(f"and {config.replicate_seeds} replicates of each winner {replicates_s:.0f} s")
     monitor.say(f"{num_images} images to decode and embed, unless cached")
-    disk = forecast_run(config, dataset.manifest, plan, None)
-    monitor.say(f"disk: up to {format_bytes(disk.run)} in the run directory, {format_bytes(disk.cache)} in the cache")
+    needs = forecast_disk(config, dataset.manifest, plan)
+    monitor.say("disk: up to " + ", ".join(f"{format_bytes(need.num_bytes)} for {need.purpose}" for need in needs))

@@ -42,14 +42,14 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def ignore_signals() -> Iterator[None]:
     """Let no signal cut a short clean-up short."""
     with _handled_by(signal.SIG_IGN):
         yield
 
 
 @contextmanager
-def handlers_kept() -> Iterator[None]:
+def keep_signal_handlers() -> Iterator[None]:
     """Undo what a library does to the handlers: Ray's leaves by itself, with the signal's number as exit code."""
     with _handled_by(None):
         try:

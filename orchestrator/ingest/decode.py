@@ -98,11 +98,11 @@ def decode_all(
     manifest: pd.DataFrame, preprocessing: Preprocessing, *, cache: Path, on_progress: OnProgress
 ) -> tuple[CachedArray, int]:
     """Return the store of these files, and how many were decoded for it."""
+    if decoded := find_decoded(manifest, preprocessing, cache=cache):
+        return decoded, 0
     files = manifest.drop_duplicates("digest").sort_values("digest")
     digests = list(files["digest"])
     folder = name_images(cache, preprocessing, digests)
-    if cached := open_cached(folder):
-        return cached, 0
     preprocessing_ref = ray.put(preprocessing)
 
     def submit(part: pd.DataFrame) -> Any:
@@ -121,6 +121,11 @@ def decode_all(
 
     size_px = preprocessing.image_size_px
     return write_cached(folder, digests, produce, row_shape=(size_px, size_px), dtype="uint8"), len(digests)
+
+
+def find_decoded(manifest: pd.DataFrame, preprocessing: Preprocessing, *, cache: Path) -> CachedArray | None:
+    """Return the decoded images of these files if the cache holds all of them."""
+    return open_cached(name_images(cache, preprocessing, sorted(set(manifest["digest"]))))
 
 
 def read_again(path: Path, digest: str) -> bytes:

@@ -1,59 +1,72 @@
-"""What a look at a machine comes to: findings, each one line with its remedy."""
+"""Findings: what the checks of machine and cluster found, one line each, with a remedy."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from mura_models.errors import ConfigError, UserError
+from orchestrator.progress import Monitor
 
-Level = Literal["ok", "warning", "problem"]
+Level = Literal["ok", "warning", "error"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     level: Level
-    what: str
+    subject: str
     text: str
-    """Goes on where `what` ends."""
+    """Continues the line that `subject` begins."""
     remedy: str = ""
 
     def __str__(self) -> str:
-        """Say it in one line."""
-        return f"{self.what} {self.text}" + (f": {self.remedy}" if self.remedy else "")
+        return f"{self.subject} {self.text}" + (f": {self.remedy}" if self.remedy else "")
+
+    @classmethod
+    def ok(cls, subject: str, text: str) -> "Finding":
+        """Return a finding that needs no action."""
+        return cls("ok", subject, text)
+
+    @classmethod
+    def warning(cls, subject: str, text: str, remedy: str) -> "Finding":
+        """Return a finding that a run survives."""
+        return cls("warning", subject, text, remedy)
+
+    @classmethod
+    def error(cls, subject: str, text: str, remedy: str) -> "Finding":
+        """Return a finding that would make a run fail."""
+        return cls("error", subject, text, remedy)
+
+    @classmethod
+    def not_checked(cls, subject: str, error: object, remedy: str) -> "Finding":
+        """Return a warning that a check could not be made, with the last line of `error`."""
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return cls.warning(subject, f"could not be checked ({lines[-1].strip()[:200]})", remedy)
+
+    @classmethod
+    def from_error(cls, subject: str, error: UserError, *, remedy: str) -> "Finding":
+        """Return one of our own errors as a finding. The part after its last semicolon, if any, is its remedy."""
+        text, semicolon, rest = str(error).rpartition("; ")
+        text = (text if semicolon else rest).removeprefix(subject).lstrip()
+        return cls.error(subject, text, rest if semicolon else remedy)
 
 
-def ok(what: str, text: str) -> Finding:
-    """Return what is as it should be."""
-    return Finding(level="ok", what=what, text=text)
-
-
-def warning(what: str, text: str, remedy: str) -> Finding:
-    """Return what a run survives."""
-    return Finding(level="warning", what=what, text=text, remedy=remedy)
-
-
-def problem(what: str, text: str, remedy: str) -> Finding:
-    """Return what would make a run fail."""
-    return Finding(level="problem", what=what, text=text, remedy=remedy)
-
-
-def not_checked(what: str, error: object, remedy: str) -> Finding:
-    """Return what could not be found out."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return warning(what, f"could not be checked ({lines[-1].strip()[:200]})", remedy)
-
-
-def from_error(what: str, error: UserError, *, remedy: str) -> Finding:
-    """Return the problem that one of our own errors tells; `remedy` where it names none after its last semicolon."""
-    text, semicolon, told = str(error).rpartition("; ")
-    text = (text if semicolon else told).removeprefix(what).lstrip()
-    return problem(what, text, told if semicolon else remedy)
-
-
-def raise_first_problem(findings: Iterable[Finding]) -> None:
-    """Raise ConfigError for the first problem, if there is one."""
+def report_findings(findings: Iterable[Finding], progress: Monitor) -> None:
+    """Log every warning; raise ConfigError for the first error."""
+    errors = []
     for finding in findings:
-        if finding.level == "problem":
-            raise ConfigError(str(finding))
+        if finding.level == "warning":
+            progress.say(f"warning: {finding}")
+        elif finding.level == "error":
+            errors.append(finding)
+    if errors:
+        raise ConfigError(str(errors[0]))
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Return a size in kB, MB or GB."""
+    if num_bytes < 10**6:
+        return f"{math.ceil(num_bytes / 1000)} kB"
+    return f"{num_bytes / 10**6:.0f} MB" if num_bytes < 10**9 else f"{num_bytes / 10**9:.1f} GB"

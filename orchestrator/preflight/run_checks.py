@@ -1,6 +1,7 @@
-"""A look at machine and cluster before a run: what would keep it from its end is said at its start."""
+"""The checks before a run: what would make it fail hours later is reported at its start."""
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -8,28 +9,27 @@ import pandas as pd
 
 from mura_models.errors import ConfigError, WeightsError
 from mura_models.networks.backbones import check_backbone, find_download, load_backbone
-from orchestrator.cluster.connection import get_dashboard_url, list_metrics_endpoints, resolve_address
-from orchestrator.cluster.resources import share_cluster
-from orchestrator.preflight.disk_usage import examine_disk
-from orchestrator.preflight.findings import Finding, from_error, ok, problem, raise_first_problem, warning
-from orchestrator.preflight.node_checks import check_dashboard_port, check_node, check_requirements
-from orchestrator.preflight.node_facts import (
-    ask_nodes,
-    find_install,
-    find_port_holder,
-    list_installed,
-    list_requirements,
-    try_download,
+from orchestrator.cluster.auth_token import (
+    AUTH_MODE,
+    find_token,
+    is_readable_by_others,
+    is_token_used,
+    makes_token_private,
 )
-from orchestrator.preflight.ray_token import find_token_facts, judge_tokens
+from orchestrator.cluster.connection import list_metrics_endpoints, resolve_address
+from orchestrator.cluster.ray_private import get_dashboard_url
+from orchestrator.cluster.resources import choose_trial_resources
+from orchestrator.preflight.disk import forecast_disk, inspect_disk, ray_need
+from orchestrator.preflight.findings import Finding, report_findings
+from orchestrator.preflight.nodes import PROJECT, ask_nodes, gather_install, inspect_node
 from orchestrator.progress import Monitor
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.execution import ExecutionOptions
 from orchestrator.search.plan import Plan
 
-RAY = "Ray:"
-"""What findings about Ray's address are about."""
+RAY, TOKEN = "Ray:", "token:"
+"""Subjects of findings about Ray's address and Ray's token."""
 
 
 def check_machine(
@@ -42,9 +42,10 @@ def check_machine(
     progress: Monitor,
 ) -> None:
     """Check this machine before Ray is started or joined. Log warnings; raise ConfigError for the first error."""
-    is_local = resolve_address(execution) is None
-    _settle(examine_machine(config, execution), progress)
-    _settle(examine_disk(config, manifest, plan, rundir, starts_ray=is_local), progress)
+    starts_ray = resolve_address(execution) is None
+    report_findings(inspect_machine(config, execution), progress)
+    needs = forecast_disk(config, manifest, plan, rundir)
+    report_findings(inspect_disk([*needs, ray_need()] if starts_ray else needs), progress)
 
 
 def check_cluster(execution: ExecutionOptions, folder: Path, progress: Monitor) -> None:
@@ -54,67 +55,62 @@ def check_cluster(execution: ExecutionOptions, folder: Path, progress: Monitor) 
     """
     progress.say(f"dashboard: {get_dashboard_url()} (print its token: ray get-auth-token)")
     progress.say(f"metrics: {' '.join(list_metrics_endpoints())}")
-    _settle(examine_cluster(execution, folder), progress)
+    report_findings(inspect_cluster(execution, folder), progress)
 
 
-def _settle(findings: Iterable[Finding], monitor: Monitor) -> None:
-    findings = list(findings)
-    for finding in findings:
-        if finding.level == "warning":
-            monitor.say(f"warning: {finding}")
-    raise_first_problem(findings)
-
-
-def examine_machine(config: RunConfig, execution: ExecutionOptions) -> Iterator[Finding]:
-    """Look at this machine before Ray is started or joined: packages, token, dashboard, weights."""
-    here, installed = find_install(), list_installed()
-    yield ok("python", here.python)
-    clashes = check_requirements(list_requirements(), installed)
-    built_for = f"built for CUDA {here.torch_cuda}" if here.torch_cuda else "built for CPUs"
-    versions = ", ".join(f"{package} {version}" for package, version in here.versions.items())
-    yield from clashes or [ok("packages", f"{versions} go together; torch is {built_for}")]
+def inspect_machine(config: RunConfig, execution: ExecutionOptions) -> Iterator[Finding]:
+    """Check Python and packages, Ray's address and token, and the backbone's weights."""
+    here = {name: version for name, version in gather_install().items() if name != PROJECT}
+    yield Finding.ok("packages", ", ".join(f"{name} {version}" for name, version in here.items()))
     try:
-        address = resolve_address(execution)
+        yield from inspect_token(resolve_address(execution))
     except ConfigError as error:
-        yield from_error(RAY, error, remedy="correct or unset it")
-    else:
-        yield from judge_tokens(find_token_facts(execution))
-        if address is None:
-            yield check_dashboard_port(find_port_holder())
-    yield examine_weights(config)
+        yield Finding.from_error(RAY, error, remedy="correct or unset it")
+    yield inspect_weights(config)
 
 
-def examine_weights(config: RunConfig) -> Finding:
-    """Load the backbone's weights, or ask whether they can be fetched; nothing is."""
+def inspect_token(address: str | None) -> Iterator[Finding]:
+    """Check Ray's token for the cluster at `address`, or for the one that is started here (None)."""
+    try:
+        source = find_token(address)
+    except ConfigError as error:
+        yield Finding.from_error(TOKEN, error, remedy="")
+        return
+    if address is None and is_token_used(address):
+        yield Finding.ok(TOKEN, f"the Ray started here asks for one: {source or 'in ~/.ray/auth_token, to be made'}")
+    elif address is None:
+        text = f"RAY_AUTH_MODE={os.environ[AUTH_MODE]}: anybody who can reach the Ray started here can run code in it"
+        yield Finding.warning(TOKEN, text, "unset it, and Ray asks for a token")
+    is_made_private = address is None and makes_token_private()
+    if source and not is_made_private and is_readable_by_others(Path(source)):
+        text = f"other users of this machine can read it ({source})"
+        yield Finding.warning(TOKEN, text, f"chmod 600 {source}")
+
+
+def inspect_weights(config: RunConfig) -> Finding:
+    """Load the backbone's weights, or report where they will be downloaded from; nothing is downloaded."""
     spec = config.backbone
-    what = f"weights {spec.weights} of {spec.name}:"
+    subject = f"weights {spec.weights} of {spec.name}:"
     try:
         check_backbone(spec, config.preprocessing.image_size_px)
         url = find_download(spec)
-        if url is None:
-            return ok(what, load_backbone(spec).weights_source)
+        text = f"will be downloaded from {urlsplit(url).hostname}" if url else load_backbone(spec).weights_source
     except WeightsError as error:
-        return from_error("weights", error, remedy="give another --weights")
+        return Finding.from_error("weights", error, remedy="use other --weights")
     except ConfigError as error:
-        return from_error("backbone", error, remedy="give another --backbone")
-    host = urlsplit(url).hostname
-    remedy = "fetch them on a machine that can and give --weights FILE, or give --weights random"
-    is_there, reason = try_download(url)
-    if is_there:
-        return ok(what, f"will be fetched from {host}")
-    if is_there is None:
-        return warning(what, f"not here yet, and {host} does not say that it has them ({reason})", remedy)
-    return problem(what, f"not here yet, and {host} does not give them ({reason})", remedy)
+        return Finding.from_error(f"backbone={spec.name}:", error, remedy="use another --backbone")
+    return Finding.ok(subject, text)
 
 
-def examine_cluster(execution: ExecutionOptions, folder: Path) -> Iterator[Finding]:
-    """Look at the cluster that was joined: its nodes, their way to this folder, and whether a trial fits."""
-    here = find_install()
+def inspect_cluster(execution: ExecutionOptions, folder: Path) -> Iterator[Finding]:
+    """Check that a trial fits on a node, and every node: its packages, GPUs and way to `folder`."""
     try:
-        share = share_cluster(execution)
+        resources = choose_trial_resources(execution)
     except ConfigError as error:
-        yield problem("trial:", str(error), "give --cpus-per-trial and --gpus-per-trial that one of them has")
+        yield Finding.error("trial:", str(error), "set --cpus-per-trial and --gpus-per-trial to what one of them has")
         return
-    yield ok("trial:", f"a node has the CPUs ({share.num_cpus:g}) and GPUs ({share.num_gpus:g}) that one asks for")
+    text = f"a node has the CPUs ({resources.num_cpus:g}) and GPUs ({resources.num_gpus:g}) that one asks for"
+    yield Finding.ok("trial:", text)
+    here = gather_install()
     for node in ask_nodes(folder.resolve()):
-        yield from check_node(node, here, uses_gpus=share.num_gpus > 0)
+        yield from inspect_node(node, here, uses_gpus=resources.num_gpus > 0)

@@ -17,9 +17,11 @@ from urllib.parse import quote
 from mura_models.data.dataset import DataSet
 from mura_models.errors import ConfigError
 from mura_models.storage import remove_unfinished
-from orchestrator.cluster.connection import JOB_MARKER
 from orchestrator.run.config import RunConfig
 from orchestrator.run.execution import ExecutionOptions
+
+JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the process that `ray job submit` starts."""
 
 MAX_NAME_CHARACTERS = 150
 """Of a checkpoint's file name; file systems allow 255 bytes, and a file in the making has a longer name."""

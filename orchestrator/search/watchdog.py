@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.tune.stopper import Stopper
 
-from orchestrator.cluster.resources import TrialResources, has_room_for_a_trial, list_node_resources
+from orchestrator.cluster.resources import TrialResources, fits_a_node, list_node_resources
 from orchestrator.run.directory import RunDir
 from orchestrator.search.scheduler import PerSearchAsha
 
@@ -55,7 +55,7 @@ class Watch(Stopper):  # type: ignore[misc]
             self._tell_once("disk", free < LOW_DISK_BYTES, text)
         self._tell_once(
             "nodes",
-            not has_room_for_a_trial(self._share, list_node_resources()),
+            not fits_a_node(self._share, list_node_resources()),
             "no node is left that a trial fits on: waiting for one (Ctrl-C stops, the same command continues)",
         )
 

@@ -25,8 +25,8 @@ from safetensors.torch import load
 
 from mura_models.errors import StorageError
 from mura_models.training.checkpoints import Checkpoint
-from orchestrator.cluster.resources import share_cluster
-from orchestrator.preflight.node_facts import ask_nodes
+from orchestrator.cluster.resources import choose_trial_resources
+from orchestrator.preflight.nodes import ask_nodes
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.execution import ExecutionOptions
@@ -202,7 +202,7 @@ def test_a_worker_that_dies_while_its_node_is_checked_is_no_finding(tmp_path: Pa
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     name = " ".join(process.cmdline())
-                    if name.startswith("ray::Inbox"):
+                    if name.startswith("ray::StorageProbe"):
                         process.kill()
                         killed.append(name)
                         return
@@ -251,7 +251,7 @@ def make_stage(
         rundir=rundir,
         store=start_checkpoint_store(rundir),
         inputs=ray.put(StageInputs(data=data)),
-        share=share_cluster(ExecutionOptions()),
+        share=choose_trial_resources(ExecutionOptions()),
         on_line=lambda what, line: on_line(line),
         say=lambda text: None,
     )

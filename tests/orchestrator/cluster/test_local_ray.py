@@ -12,12 +12,14 @@ import pytest
 import requests
 from ray_helpers import ROOT, User, list_listeners, make_user, wait_until
 
-from orchestrator.cluster.local_ray import describe_command, keep_token_private, start_local_ray
+from orchestrator.cluster.auth_token import make_token_private
+from orchestrator.cluster.local_ray import redact_paths, start_local_ray
 
 HOLD = """
 import signal
 import ray
-from orchestrator.cluster.connection import connect_ray, get_dashboard_url, list_metrics_endpoints
+from orchestrator.cluster.connection import connect_ray, list_metrics_endpoints
+from orchestrator.cluster.ray_private import get_dashboard_url
 from orchestrator.run.execution import ExecutionOptions
 
 with connect_ray(ExecutionOptions()):
@@ -125,7 +127,7 @@ def test_nothing_is_reported_to_rays_maker(user: User, started: dict[str, str]) 
     ],
 )
 def test_a_command_is_shown_without_its_paths(command: list[str], shown: str) -> None:
-    assert describe_command(command) == shown
+    assert redact_paths(command) == shown
 
 
 def test_a_token_that_is_there_is_kept_and_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,12 +136,12 @@ def test_a_token_that_is_there_is_kept_and_closed_to_others(tmp_path: Path, monk
     token.parent.mkdir()
     token.write_text("known")
     token.chmod(0o644)
-    keep_token_private()
+    make_token_private()
     assert (token.read_text(), stat.S_IMODE(token.stat().st_mode)) == ("known", 0o600)
     token.unlink()
     before = os.umask(0)
     try:
-        keep_token_private()
+        make_token_private()
     finally:
         os.umask(before)
     assert stat.S_IMODE(token.stat().st_mode) == 0o600

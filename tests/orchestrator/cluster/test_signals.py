@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli import guard
-from orchestrator.cluster.signals import Interrupted, handlers_kept, interruptible, uninterrupted
+from orchestrator.cluster.signals import Interrupted, ignore_signals, interruptible, keep_signal_handlers
 from orchestrator.progress import Monitor
 
 
@@ -22,7 +22,7 @@ def test_a_signal_ends_the_run_with_its_exit_code(number, exit_code):
 
 def test_a_signal_while_ray_starts_ends_the_run_as_any_other():
     """Ray sets a handler that leaves with exit code 15 before it does anything else."""
-    with pytest.raises(Interrupted) as caught, interruptible(), handlers_kept():
+    with pytest.raises(Interrupted) as caught, interruptible(), keep_signal_handlers():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.exit_code == 143
@@ -44,18 +44,18 @@ def test_a_signal_that_a_library_tells_as_a_keyboard_interrupt_keeps_its_exit_co
 def test_what_a_library_sets_is_undone_when_it_has_started():
     with interruptible():
         ours = signal.getsignal(signal.SIGTERM)
-        with handlers_kept():
+        with keep_signal_handlers():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         assert signal.getsignal(signal.SIGTERM) is ours
 
 
 def test_an_exit_that_no_signal_asked_for_stays_one():
-    with pytest.raises(SystemExit), handlers_kept():
+    with pytest.raises(SystemExit), keep_signal_handlers():
         sys.exit(3)
 
 
 def test_a_clean_up_is_not_cut_short():
-    with interruptible(), uninterrupted():
+    with interruptible(), ignore_signals():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
