@@ -84,22 +84,22 @@ def make_settings(**changes):
     return TrialSettings(**small | {"hidden_size": 5, "grace_epochs": 4, "seed": 7} | changes)
 
 
-def make_heads(*, num_outputs=1, recipe="linear_probe", seed=0):
-    """Return heads with random weights and a standardisation that is not the identity."""
-    shape = {"num_heads": NUM_FOLDS, "num_features": NUM_FEATURES, "num_outputs": num_outputs, "hidden_size": 5}
+def make_heads(*, num_outputs=1, recipe="linear_probe", num_features=NUM_FEATURES, seed=0):
+    """Return heads with random weights and a standardization that is not the identity."""
+    shape = {"num_heads": NUM_FOLDS, "num_features": num_features, "num_outputs": num_outputs, "hidden_size": 5}
     heads = Heads(HeadSettings(recipe=recipe, **shape), seed=seed)
     for weight in heads.weights:
         weight.data *= 4  # so that answers differ
     drawn = torch.Generator().manual_seed(seed)
-    size = (NUM_FOLDS, NUM_FEATURES)
+    size = (NUM_FOLDS, num_features)
     heads.standardize_by(torch.randn(size, generator=drawn), 1 + torch.rand(size, generator=drawn))
     return heads.eval()
 
 
-def make_model(target, recipe="mlp_probe", *, seed=0, temperature=1.5, threshold=0.55):
+def make_model(target, recipe="mlp_probe", *, num_features=NUM_FEATURES, seed=0, temperature=1.5, threshold=0.55):
     """Return a model of abnormality with random weights."""
     calibration = Calibration(temperature=temperature, threshold=threshold)
-    networks = (Network(backbone=FROZEN, heads=make_heads(recipe=recipe, seed=seed)),)
+    networks = (Network(backbone=FROZEN, heads=make_heads(recipe=recipe, num_features=num_features, seed=seed)),)
     return AbnormalityModel(target=target, recipe=recipe, networks=networks, calibration=calibration)
 
 
@@ -113,11 +113,21 @@ def serve_features(features_ND):
     return find_features
 
 
-def make_assembly(classes=("elbow", "hand", "wrist"), *, specialists=("elbow", "hand"), selected=("hand",)):
-    """Return a router, both baselines and some specialists; those in `served` answer for their bone."""
-    models = [make_model("baseline", "linear_probe", seed=1, threshold=0.6), make_model("baseline", seed=2)]
+def make_assembly(
+    classes=("elbow", "hand", "wrist"),
+    *,
+    specialists=("elbow", "hand"),
+    selected=("hand",),
+    num_features=NUM_FEATURES,
+):
+    """Return a router, both baselines and some specialists; those in `selected` answer for their bone."""
+    size = {"num_features": num_features}
+    models = [
+        make_model("baseline", "linear_probe", seed=1, threshold=0.6, **size),
+        make_model("baseline", seed=2, **size),
+    ]
     models += [
-        make_model(f"specialist:{bone}", seed=10 + number, temperature=0.8, threshold=0.5 + number / 5)
+        make_model(f"specialist:{bone}", seed=10 + number, temperature=0.8, threshold=0.5 + number / 5, **size)
         for number, bone in enumerate(specialists)
     ]
     selected = {bone: f"specialist:{bone}/mlp_probe" if bone in selected else "baseline/mlp_probe" for bone in classes}
@@ -125,7 +135,7 @@ def make_assembly(classes=("elbow", "hand", "wrist"), *, specialists=("elbow", "
         classes=classes,
         router=Router(
             recipe="linear_probe",
-            networks=(Network(backbone=FROZEN, heads=make_heads(num_outputs=len(classes), seed=3)),),
+            networks=(Network(backbone=FROZEN, heads=make_heads(num_outputs=len(classes), seed=3, **size)),),
         ),
         models={model.name: model for model in models},
         selected=selected,

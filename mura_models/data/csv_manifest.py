@@ -63,8 +63,18 @@ def list_csv_for_prediction(path: Path) -> Listing:
     listing = read_table(path)
     if "path" not in listing.rows:
         raise DataError(f"{path}: no column path (found: {', '.join(listing.rows.columns)})")
+    return type_for_prediction(listing, path.parent)
+
+
+def type_for_prediction(listing: Listing, folder: Path) -> Listing:
+    """Convert cells of text to the types of a manifest, and add `file` if there is no such column.
+
+    folder: what a relative `path` is relative to.
+    """
     listing = listing.leave_out(_find_bad_cells(listing.rows, ("path",), check_values=False))
-    rows = listing.rows.assign(file=_find_files(listing.rows["path"], path.parent))
+    rows = listing.rows
+    if "file" not in rows:
+        rows = rows.assign(file=_find_files(rows["path"], folder))
     for column in ("bone", "patient", "study", "split", "fold", "label"):
         if column in rows:
             rows[column] = rows[column].mask(rows[column] == "")

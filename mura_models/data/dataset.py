@@ -58,21 +58,37 @@ class DataSet:
 
 
 def read_dataset(
-    path: Path,
+    path: str | os.PathLike[str],
+    corrections: str | os.PathLike[str] | None = None,
     *,
-    corrections: Path | None = None,
     num_threads: int = 8,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DataSet:
-    """Scan a MURA folder or a manifest CSV: read every file once, decode none.
+    """Scan a MURA folder or a manifest CSV. Every file is read once, and none is decoded.
 
-    corrections: a CSV of corrected labels, applied before the rules on labels and leaks.
-    on_progress: called with the files read and all files.
+    Args:
+        path: A MURA-v1.1 folder, or a CSV with the columns path, bone, patient, study, label and optionally split
+            (train, test or dev) and fold. Paths are relative to the CSV.
+        corrections: A CSV of corrected labels (columns label, source, and path or study). It is applied before the
+            rules on labels and leaks.
+        num_threads: Threads that read files.
+        on_progress: Called with the number of files read and of all files.
 
-    Raises DataError where nothing is left to train on, or the data or the corrections cannot be understood.
+    Returns:
+        The images that can be used, one row each in `manifest`; `quarantine` (path, reason) lists the others. A study
+        with two labels is excluded, and so are train rows of a patient or an image that is also in test.
+
+    Raises:
+        DataError: Nothing is left to train on, or the data or the corrections cannot be read.
+
+    Example:
+        >>> data = mura.read_dataset("clinic/manifest.csv")
+        >>> data.manifest.groupby(["bone", "split"])["label"].mean()
+        >>> data.quarantine["reason"].value_counts()
     """
+    path = Path(path)
     check_is_there(path, wanted="a MURA-v1.1 folder or a manifest CSV")
-    corrected = read_corrections(corrections) if corrections else None  # a mistake is said before the scan
+    corrected = read_corrections(Path(corrections)) if corrections else None  # a mistake is reported before the scan
     if path.is_dir():
         return _read_mura(path, corrected, num_threads, on_progress)
     listing = check_files(list_csv(path), num_threads=num_threads, on_progress=on_progress)

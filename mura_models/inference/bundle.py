@@ -1,256 +1,104 @@
-"""The bundle: an assembly on disk, deployable. JSON and safetensors alone: nothing in it is ever executed.
+"""A bundle in memory: what a run selected, ready to predict."""
 
-    bundle.json              classes, preprocessing, backbones, runtime, router, models with calibration, and the
-                             sha256 of the other files
-    backbone_0.safetensors   the backbones that router and models stand on: the frozen one and those trained here
-    heads.safetensors        the heads of router and served models
-
-No patient id and no path of the training machine is in it.
-"""
-
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+import pandas as pd
 
+from mura_models.data.dataset import study_codes
+from mura_models.data.predict_input import Images, read_images, summarize_excluded
 from mura_models.data.preprocessing_settings import Preprocessing
-from mura_models.data.safe_read import explain, read_file
-from mura_models.errors import BundleError, MuraError
-from mura_models.evaluation.calibration import Calibration
-from mura_models.inference.assembly import AbnormalityModel, Assembly, Network, Router
-from mura_models.networks.backbone_spec import BackboneSpec
-from mura_models.networks.backbones import Backbone, load_backbone
-from mura_models.networks.heads import Heads, HeadSettings
+from mura_models.errors import DataError, SettingError
+from mura_models.inference.assembly import Assembly
+from mura_models.inference.features import LazyFeatures, decode_files
+from mura_models.networks.backbones import Backbone
 from mura_models.networks.runtimes import RuntimeChoice
 
-SCHEMA = 2
-INDEX, HEADS = "bundle.json", "heads.safetensors"
-ROUTER = "router"
-MAX_INDEX_BYTES, MAX_TENSORS_BYTES = 2**24, 2**34  # chosen by us: DenseNet-169 has 57 MB
+KNOWN_COLUMNS = ("path", "bone", "patient", "study", "label")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """All that turns an image into a prediction."""
+    """All that turns an image into a prediction; made by `load_bundle`."""
 
     assembly: Assembly
+    """Router, models and which model answers for which bone."""
     backbones: Mapping[str, Backbone]
-    """By key: those that the assembly stands on."""
+    """By key: those that the assembly uses."""
     preprocessing: Preprocessing
     choice: RuntimeChoice
     """What ran the backbone in training."""
     notes: Mapping[str, str]
-    """For people: what it was trained on and by which version."""
+    """For people: the data it was trained on and the version that trained it."""
+
+    def predict(self, images: Images, *, split: str | None = None) -> pd.DataFrame:
+        """Predict the bone and the probability of an abnormality for every image.
+
+        Args:
+            images: One of
+
+                - a folder: of images, or in MURA's layout
+                - a CSV file: with a column `path`, or without a header and one path per line
+                - an image file, or several as a list
+                - a DataFrame with a column `path`, relative to the working directory; `file`, if it is there, takes its
+                  place
+                - a `DataSet` of `read_dataset`
+
+                The columns bone, patient, study and label are optional. Images of one study (same patient, bone and
+                study) share one routing decision.
+            split: Predict only the rows of this split.
+
+        Returns:
+            One row per image that can be used, in the order given:
+
+            - `path`; `bone`, `patient`, `study`, `label` if known
+            - `bone_predicted`, `p_bone`: the router's bone and its probability, the mean over the study; missing if
+              the bundle has no router
+            - `p_abnormal`: calibrated probability of an abnormality, in [0, 1]
+            - `prediction`: 1 (abnormal) if `p_abnormal` reaches the model's threshold, else 0
+
+            `table.attrs["excluded"]` lists the files that cannot be used, as `{"path": ..., "reason": ...}`. Read it
+            before other operations: pandas does not keep `attrs` in all of them.
+
+        Raises:
+            DataError: No image can be used, or the CSV cannot be read.
+            SettingError: No row is in `split`.
+            StorageError: The disk of temporary files is full (`$TMPDIR`).
+
+        Example:
+            >>> bundle = mura.load_bundle("runs/phantom-quick/bundle")
+            >>> table = bundle.predict("new_images/")
+            >>> table[["path", "bone_predicted", "p_abnormal", "prediction"]]
+        """
+        dataset = read_images(images)
+        source = str(images) if isinstance(images, str | os.PathLike) else dataset.name
+        manifest = _select_split(dataset.manifest, split, source)
+        with tempfile.TemporaryDirectory(prefix="mura-predict-") as scratch:
+            images_NHW, failures = decode_files(manifest, self.preprocessing, Path(scratch) / "images")
+            failed = pd.DataFrame({"path": list(failures), "reason": list(failures.values())}, dtype="str")
+            excluded = pd.concat([dataset.quarantine, failed], ignore_index=True)
+            used = manifest[~manifest["path"].isin(failures)].reset_index(drop=True)
+            if used.empty:
+                raise DataError(f"{source}: no image can be used{summarize_excluded(excluded)}")
+            features = LazyFeatures(
+                images_NHW,
+                networks=self.assembly.networks,
+                backbones=self.backbones,
+                choice=self.choice,
+                scratch=Path(scratch),
+            )
+            answers = self.assembly.predict(features, study_codes(used))
+        table = pd.concat([used[[column for column in KNOWN_COLUMNS if column in used]], answers], axis=1)
+        table.attrs["excluded"] = excluded.to_dict("records")
+        return table
 
 
-def write_bundle(bundle: Bundle, folder: Path) -> None:
-    """Write the bundle's files into `folder`, which must exist; the index comes last."""
-    assembly = bundle.assembly
-    parts = {name: model.networks for name, model in assembly.models.items()}
-    if assembly.router is not None:
-        parts[ROUTER] = assembly.router.networks
-    heads = {_name_heads(name, i): network.heads for name, part in parts.items() for i, network in enumerate(part)}
-    files = {key: f"backbone_{number}.safetensors" for number, key in enumerate(assembly.backbones)}
-    contents = {files[key]: _save(bundle.backbones[key].module.state_dict()) for key in files}
-    contents[HEADS] = _save(
-        {f"{name}#{key}": t for name, part in heads.items() for key, t in part.state_dict().items()}
-    )
-    index = {
-        "schema": SCHEMA,
-        "notes": dict(bundle.notes),
-        "classes": list(assembly.classes),
-        "preprocessing": asdict(bundle.preprocessing),
-        "backbones": {key: _describe_backbone(bundle.backbones[key], file) for key, file in files.items()},
-        "runtime": asdict(bundle.choice),
-        "router": _describe_router(assembly.router) if assembly.router else None,
-        "models": {name: _describe_model(model) for name, model in assembly.models.items()},
-        "selected": dict(assembly.selected),
-        "sha256": {name: _digest(content) for name, content in contents.items()},
-    }
-    index["digest"] = _digest_index(index)
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    (folder / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_bundle(folder: Path) -> Bundle:
-    """Read and verify a bundle. Raises BundleError where it is missing, damaged or of another version."""
-    index = _read_index(folder)
-    try:
-        _check_names(index, folder)
-        for name, expected in index["sha256"].items():
-            if _digest(_read_file(folder / name)) != expected:
-                raise BundleError(f"{folder / name}: not the file that was written (sha256 differs); copy it again")
-        bundle = _build(index, folder)
-        _check_parts(bundle)
-    except BundleError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, MuraError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BundleError(f"{folder}: its parts do not fit together ({reason}); copy it again") from error
-    return bundle
-
-
-def _check_names(index: dict[str, Any], folder: Path) -> None:
-    """Raise BundleError where the index names a file outside of the folder, one it has no digest of, or a pickle."""
-    names = [HEADS, *(part["file"] for part in index["backbones"].values())]
-    for name in [*names, *index["sha256"]]:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise BundleError(f"{folder / INDEX}: names the file {name!r}; must be a .safetensors file beside it")
-    unverified = set(names) - set(index["sha256"])
-    if unverified:
-        raise BundleError(f"{folder / INDEX}: has no sha256 of {min(unverified)}; copy the bundle again")
-
-
-def _check_parts(bundle: Bundle) -> None:
-    assembly = bundle.assembly
-    if not assembly.classes or not all(isinstance(bone, str) and bone for bone in assembly.classes):
-        raise BundleError(f"classes {list(assembly.classes)}: must name the bones, at least one")
-    if set(assembly.selected) != set(assembly.classes):
-        raise BundleError(f"serving {sorted(assembly.selected)}: must name each of {sorted(assembly.classes)}")
-    unknown = set(assembly.selected.values()) - set(assembly.models)
-    if unknown:
-        raise BundleError(f"serving names {min(unknown)}: not among the models of the bundle")
-    missing = set(assembly.backbones) - set(bundle.backbones)
-    if missing:
-        raise BundleError(f"a network stands on {min(missing)}: not among the backbones of the bundle")
-    for name, model in assembly.models.items():
-        _check_networks(name, model.networks, num_outputs=1)
-    if assembly.router is not None:
-        _check_networks(ROUTER, assembly.router.networks, num_outputs=len(assembly.classes))
-
-
-def _check_networks(name: str, networks: Sequence[Network], *, num_outputs: int) -> None:
-    """Raise BundleError where there are none, or where they answer something else."""
-    if not networks or {network.heads.settings.num_outputs for network in networks} != {num_outputs}:
-        raise BundleError(f"the networks of {name}: must be one at least, of {num_outputs} outputs each")
-
-
-def _build(index: dict[str, Any], folder: Path) -> Bundle:
-    tensors = load(_read_file(folder / HEADS))
-    models = {
-        name: AbnormalityModel(
-            target=part["target"],
-            recipe=part["recipe"],
-            networks=_build_networks(part["networks"], tensors, name),
-            calibration=Calibration(**part["calibration"]),
-        )
-        for name, part in index["models"].items()
-    }
-    router = None
-    if index["router"]:
-        networks = _build_networks(index["router"]["networks"], tensors, ROUTER)
-        router = Router(recipe=index["router"]["recipe"], networks=networks)
-    return Bundle(
-        assembly=Assembly(classes=tuple(index["classes"]), router=router, models=models, selected=index["selected"]),
-        backbones={key: _build_backbone(part, folder) for key, part in index["backbones"].items()},
-        preprocessing=Preprocessing(**index["preprocessing"]),
-        choice=RuntimeChoice(**index["runtime"]),
-        notes=index["notes"],
-    )
-
-
-def _build_backbone(part: dict[str, Any], folder: Path) -> Backbone:
-    backbone = load_backbone(BackboneSpec(name=part["name"], weights=str(folder / part["file"])))
-    backbone.weights_source = part["weights"]
-    if backbone.weights_digest != part["digest"]:
-        raise BundleError("a backbone is another one")
-    return backbone
-
-
-def _build_networks(parts: list[dict[str, Any]], tensors: dict[str, torch.Tensor], name: str) -> tuple[Network, ...]:
-    return tuple(
-        Network(backbone=part["backbone"], heads=_build_heads(part["head"], tensors, _name_heads(name, number)))
-        for number, part in enumerate(parts)
-    )
-
-
-def _build_heads(settings: dict[str, Any], tensors: dict[str, torch.Tensor], name: str) -> Heads:
-    prefix = f"{name}#"
-    own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-    checked = HeadSettings(**settings)
-    _check_heads(checked, own, name)
-    heads = Heads(checked)
-    heads.load_state_dict(own)
-    return heads.eval()
-
-
-def _check_heads(settings: HeadSettings, tensors: Mapping[str, torch.Tensor], name: str) -> None:
-    """Raise BundleError where tensors are not finite, or not of the sizes that the index says.
-
-    Before heads are made: sizes that an index makes up could fill memory.
-    """
-    hidden = [settings.hidden_size] if settings.recipe == "mlp_probe" else []
-    widths = [settings.num_features, *hidden, settings.num_outputs]
-    said = {f"weights.{layer}": (settings.num_heads, *pair) for layer, pair in enumerate(pairwise(widths))}
-    held = {key: tuple(tensor.shape) for key, tensor in tensors.items() if key.startswith("weights.")}
-    if said != held:
-        raise BundleError(f"the head of {name}: its file holds {held}, its index says {said}; copy it again")
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise BundleError(f"the head of {name}: holds NaN or infinite values; copy it again")
-
-
-def _name_heads(name: str, number: int) -> str:
-    return f"{name}#{number}"
-
-
-def _describe_backbone(backbone: Backbone, file: str) -> dict[str, str]:
-    source, digest = backbone.weights_source, backbone.weights_digest
-    return {"name": backbone.name, "weights": source, "digest": digest, "file": file}
-
-
-def _describe_networks(networks: Sequence[Network]) -> list[dict[str, Any]]:
-    return [{"backbone": network.backbone, "head": asdict(network.heads.settings)} for network in networks]
-
-
-def _describe_router(router: Router) -> dict[str, Any]:
-    return {"recipe": router.recipe, "networks": _describe_networks(router.networks)}
-
-
-def _describe_model(model: AbnormalityModel) -> dict[str, Any]:
-    return {
-        "target": model.target,
-        "recipe": model.recipe,
-        "networks": _describe_networks(model.networks),
-        "calibration": asdict(model.calibration),
-    }
-
-
-def _save(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    content: bytes = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
-    return content
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    try:
-        index: dict[str, Any] = json.loads(_read_file(folder / INDEX, max_bytes=MAX_INDEX_BYTES))
-        schema = index["schema"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BundleError(f"{folder / INDEX}: not a bundle's index ({error})") from error
-    if schema != SCHEMA:
-        raise BundleError(f"{folder}: a bundle of schema {schema}; this version reads schema {SCHEMA}")
-    if index.pop("digest", None) != _digest_index(index):
-        raise BundleError(f"{folder / INDEX}: not as it was written (its digest differs); copy it again")
-    return index
-
-
-def _digest_index(index: dict[str, Any]) -> str:
-    return _digest(json.dumps(index, sort_keys=True).encode())
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _read_file(path: Path, *, max_bytes: int = MAX_TENSORS_BYTES) -> bytes:
-    try:
-        return read_file(path, max_bytes=max_bytes)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({explain(error)}); give the folder that a run wrote") from error
+def _select_split(manifest: pd.DataFrame, split: str | None, source: str) -> pd.DataFrame:
+    if split is None:
+        return manifest.reset_index(drop=True)
+    if "split" not in manifest or not (manifest["split"] == split).any():
+        raise SettingError("split", split, f"{source} has no such rows")
+    return manifest[manifest["split"] == split].reset_index(drop=True)

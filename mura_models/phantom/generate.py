@@ -23,7 +23,7 @@ FINDINGS = ("fracture", "hardware", "lesion", "joint")
 
 
 def write_phantom(
-    root: Path,
+    root: str | os.PathLike[str],
     *,
     scale: float = 0.05,
     seed: int = 0,
@@ -47,7 +47,7 @@ def write_phantom(
         raise ConfigError(f"phantom scale is {scale}: it must be above 0 and at most 1; 0.05 is the default")
     if seed < 0:
         raise ConfigError(f"phantom seed is {seed}: it must not be negative")
-    root = root.absolute()
+    root = Path(root).absolute()
     identity: dict[str, object] = {"version": VERSION, "scale": scale, "seed": seed, "pillow": PIL.__version__}
     if _is_written(root, identity):
         return root / "MURA-v1.1"

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from mura_models.inference.assembly import Assembly
-from mura_models.inference.bundle import Bundle, write_bundle
+from mura_models.inference.bundle import Bundle
+from mura_models.inference.bundle_files import write_bundle
 from mura_models.storage import atomic_directory
 from orchestrator.evaluation.paper import compare_with_paper
 from orchestrator.evaluation.selection import (

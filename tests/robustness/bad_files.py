@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save, save_file
 
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.inference.assembly import FROZEN
-from mura_models.inference.bundle import Bundle, write_bundle
+from mura_models.inference.bundle import Bundle
+from mura_models.inference.bundle_files import write_bundle
 from mura_models.networks.backbone_spec import BackboneSpec
 from mura_models.networks.backbones import load_backbone
 from mura_models.networks.runtimes import RuntimeChoice
@@ -208,7 +209,7 @@ FILES: dict[str, Rejection] = {
     ),
     "a byte changed in the heads": bundle("heads.safetensors: not the file", change_byte("heads.safetensors", -3)),
     "a byte changed in a backbone": bundle("0.safetensors: not the file", change_byte("backbone_0.safetensors", 100)),
-    "a byte changed in the index": bundle("bundle.json: not as it was written", change_byte(INDEX, -9)),
+    "a byte changed in the index": bundle("bundle.json: changed after it was written", change_byte(INDEX, -9)),
     "no index": bundle("bundle.json: cannot be read", lambda folder: (folder / INDEX).unlink()),
     "no heads": bundle("heads.safetensors: cannot be read", lambda folder: (folder / "heads.safetensors").unlink()),
     "no backbone": bundle("0.safetensors: cannot be read", lambda folder: (folder / "backbone_0.safetensors").unlink()),
@@ -220,14 +221,15 @@ FILES: dict[str, Rejection] = {
     "an index that is a list": bundle("bundle.json: not a bundle's index", write_index("[]")),
     "an index that is nested too deeply": bundle("bundle.json: not a bundle's index", write_index("[" * 200_000)),
     "another version": bundle(
-        "a bundle of schema 1; this version reads schema 2", forge(lambda index: index.update(schema=1))
+        "a bundle of schema 2, which mura-study 0.1 reads; this version reads schema 3",
+        forge(lambda index: index.update(schema=2)),
     ),
     "a version with a line break": bundle(r"schema 1\n2;", forge(lambda index: index.update(schema="1\n2"))),
     "an additional key in the index": bundle(
-        "not as it was written",
+        "changed after it was written",
         lambda folder: write_index((folder / INDEX).read_text().replace("{", '{"more": 1,', 1))(folder),
     ),
-    "weights outside of the bundle": bundle("must be a .safetensors file beside it", name_outside),
+    "weights outside of the bundle": bundle("must be a .safetensors file next to it", name_outside),
     "weights by an absolute path": bundle(
         "names the file '/etc/x.safetensors'",
         forge(lambda index: index["backbones"][FROZEN].update(file="/etc/x.safetensors")),
@@ -252,11 +254,11 @@ FILES: dict[str, Rejection] = {
         forge(lambda index: (index["classes"].append("hip"), index["selected"].update(hip="baseline/mlp_probe"))),
     ),
     "an unknown network": bundle(FIT, forge(lambda index: index["backbones"][FROZEN].update(name="no_such"))),
-    "a model that is not there": bundle("serving names", forge(lambda index: index["selected"].update(hand="none"))),
+    "a model that is not there": bundle("selected names", forge(lambda index: index["selected"].update(hand="none"))),
     "models in a list": bundle(FIT, forge(lambda index: index.update(models=[]))),
     "digests in a list": bundle("has no sha256", forge(lambda index: index.update(sha256=[]))),
     "a precision that is not there": bundle(FIT, forge(lambda index: index["runtime"].update(precision="int4"))),
-    "a bone without a model": bundle("serving [", forge(lambda index: index["selected"].pop("hand"))),
+    "a bone without a model": bundle("selected [", forge(lambda index: index["selected"].pop("hand"))),
     **{
         f"no {part} in the index": bundle("bundle: its parts", forge(lambda index, part=part: index.pop(part)))
         for part in ("sha256", "models", "classes", "selected", "backbones", "runtime", "preprocessing")

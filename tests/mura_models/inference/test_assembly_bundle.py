@@ -11,7 +11,8 @@ from factories import NUM_FEATURES, list_names, make_assembly, make_features, ma
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.evaluation.calibration import apply_temperature
 from mura_models.inference.assembly import FROZEN, Assembly
-from mura_models.inference.bundle import Bundle, read_bundle, write_bundle
+from mura_models.inference.bundle import Bundle
+from mura_models.inference.bundle_files import load_bundle, write_bundle
 from mura_models.networks.backbone_spec import BackboneSpec
 from mura_models.networks.backbones import load_backbone
 from mura_models.networks.runtimes import RuntimeChoice
@@ -119,7 +120,7 @@ def test_without_a_router_no_bone_is_named():
 
 def test_a_bundle_answers_as_what_was_put_in(bundle, folder):
     _, features_ND, studies = make_images()
-    read = read_bundle(folder)
+    read = load_bundle(folder)
     before, after = (b.assembly.predict(serve_features(features_ND), studies) for b in (bundle, read))
     assert after.equals(before)
     images_B3HW = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -127,7 +128,7 @@ def test_a_bundle_answers_as_what_was_put_in(bundle, folder):
 
 
 def test_all_that_decides_an_answer_comes_back(bundle, folder):
-    read = read_bundle(folder)
+    read = load_bundle(folder)
     assert read.preprocessing == bundle.preprocessing
     assert read.choice == bundle.choice
     assert read.notes == bundle.notes
@@ -148,7 +149,7 @@ def test_a_bundle_of_one_bone_has_no_router(bundle, tmp_path):
     model = bundle.assembly.models["specialist:hand/mlp_probe"]
     one = Assembly(classes=("hand",), router=None, models={model.name: model}, selected={"hand": model.name})
     write_bundle(replace(bundle, assembly=one), tmp_path)
-    assert read_bundle(tmp_path).assembly.router is None
+    assert load_bundle(tmp_path).assembly.router is None
 
 
 @pytest.mark.parametrize("bone", ["a#weights.0", "手/été", 'quo"te', "router"])
@@ -156,7 +157,7 @@ def test_any_bone_can_be_in_a_bundle(bundle, tmp_path, bone):
     _, features_ND, studies = make_images()
     assembly = make_assembly(("hand", bone), specialists=("hand", bone), selected=("hand", bone)).keep_selected()
     write_bundle(replace(bundle, assembly=assembly), tmp_path)
-    read = read_bundle(tmp_path).assembly
+    read = load_bundle(tmp_path).assembly
     features = serve_features(features_ND)
     assert read.predict(features, studies).equals(assembly.predict(features, studies))
 

@@ -1,153 +1,172 @@
-"""What `mura predict` does with images and with a bundle's networks."""
+"""`Bundle.predict` for every form of input, and `mura predict`, which writes its table into a file."""
 
-import errno
-import os
-from collections import Counter
-from types import SimpleNamespace
+import json
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from factories import make_assembly
 from PIL import Image
 
-from mura_models.data.preprocessing import VIEWS
+import mura_models as mura
 from mura_models.data.preprocessing_settings import Preprocessing
-from mura_models.errors import StorageError
-from mura_models.evaluation.calibration import Calibration
-from mura_models.inference import predict as predicting
-from mura_models.inference.assembly import FROZEN, AbnormalityModel, Assembly, Network, Router
+from mura_models.errors import BundleError, DataError, SettingError
+from mura_models.inference.assembly import FROZEN
 from mura_models.inference.bundle import Bundle
-from mura_models.inference.predict import Embedding, decode_files
+from mura_models.inference.bundle_files import write_bundle
+from mura_models.inference.predict import predict_files
 from mura_models.networks.backbone_spec import BackboneSpec
 from mura_models.networks.backbones import load_backbone
-from mura_models.networks.embeddings import embed_views
-from mura_models.networks.heads import Heads, HeadSettings
-from mura_models.networks.runtimes import Embedder, RuntimeChoice, prepare_model
+from mura_models.networks.runtimes import RuntimeChoice
 
-BUNDLE = SimpleNamespace(preprocessing=Preprocessing(image_size_px=64))
-takes_room = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="macOS has no posix_fallocate")
 NETWORK = "test_efficientnet"  # timm's own for tests: 0.4 MB
-OWN = ("specialist:hand/finetune#0", "specialist:hand/finetune#1")
+ANSWERS = ["bone_predicted", "p_bone", "p_abnormal", "prediction"]
+NAMES = ["a.png", "b.png", "c.png", "d.png"]
+
+
+@pytest.fixture(scope="module")
+def bundle_dir(tmp_path_factory):
+    """A bundle on disk, small enough to predict in milliseconds."""
+    backbone = load_backbone(BackboneSpec(name=NETWORK, weights="random", seed=3))
+    folder = tmp_path_factory.mktemp("bundle")
+    bundle = Bundle(
+        assembly=make_assembly(num_features=backbone.num_features).keep_selected(),
+        backbones={FROZEN: backbone},
+        preprocessing=Preprocessing(image_size_px=64),
+        choice=RuntimeChoice(runtime="torch", precision="float32", device="cpu"),
+        notes={},
+    )
+    write_bundle(bundle, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_dir):
+    """The same in memory."""
+    return mura.load_bundle(str(bundle_dir))
 
 
 @pytest.fixture
-def manifest(tmp_path):
-    """List eight images, all but two of them gone since."""
-    names = [f"{name}.png" for name in "abcdefgh"]
-    for name in names[-2:]:
-        Image.fromarray(np.full((80, 80), 200, np.uint8)).save(tmp_path / name)
-    return pd.DataFrame({"path": names, "file": [str(tmp_path / name) for name in names]})
+def images(tmp_path, monkeypatch):
+    """A folder of four images and a file that is none, as the working directory."""
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        Image.fromarray(rng.integers(0, 256, (80, 60), np.uint8)).save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-@takes_room
-def test_images_are_written_where_their_room_on_the_disk_is_taken(tmp_path, manifest):
-    """Where the disk fills, a write to a map of a file with holes kills the process."""
-    images_NHW, failures = decode_files(BUNDLE, manifest, tmp_path / "images")
-    assert (tmp_path / "images").stat().st_blocks * 512 >= len(manifest) * 64 * 64
-    assert images_NHW.shape == (2, 64, 64)
-    assert (images_NHW == 200).all()
-    assert failures == dict.fromkeys(manifest["path"][:-2], "file cannot be read: No such file or directory")
+def test_a_folder_is_predicted_and_the_excluded_file_is_listed(bundle, images):
+    table = bundle.predict(images)
+    assert list(table) == ["path", *ANSWERS]
+    assert list(table["path"]) == NAMES
+    assert table["p_abnormal"].between(0, 1).all()
+    assert set(table["bone_predicted"]) <= set(bundle.assembly.classes)
+    (excluded,) = table.attrs["excluded"]
+    assert excluded["path"] == "broken.png"
+    assert excluded["reason"]
 
 
-@takes_room
-def test_a_disk_without_room_for_the_images_is_one_line(tmp_path, manifest, monkeypatch):
-    def refuse_room(handle, start, num_bytes):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_files_a_csv_and_a_data_frame_get_the_answers_of_the_folder(bundle, images):
+    answers = bundle.predict("./")[ANSWERS]
+    rows = pd.DataFrame({"path": NAMES, "bone": "hand", "patient": list("wxyz"), "study": "s", "label": [0, 1, 0, 1]})
+    rows.to_csv("rows.csv", index=False)
+    alone = pd.concat([bundle.predict(name)[ANSWERS] for name in NAMES], ignore_index=True)
+    described = ["path", "bone", "patient", "study", "label"]
+    for given, known in (
+        (NAMES, ["path"]),
+        ([images / name for name in NAMES], ["path"]),
+        ("rows.csv", described),
+        (rows, described),
+        (rows.assign(path=["1", "2", "3", "4"], file=[str(images / name) for name in NAMES]), described),
+    ):
+        table = bundle.predict(given)
+        assert list(table) == [*known, *ANSWERS]
+        pd.testing.assert_frame_equal(table[ANSWERS], answers, check_exact=True)
+    pd.testing.assert_frame_equal(alone, answers, rtol=1e-4)  # batches of one
 
-    monkeypatch.setattr("os.posix_fallocate", refuse_room)
-    with pytest.raises(StorageError, match=r"images: cannot be written \(No space left on device\)"):
-        decode_files(BUNDLE, manifest, tmp_path / "images")
+
+def test_a_data_frame_keeps_what_it_says_of_each_image(bundle, images):
+    rows = pd.DataFrame({"path": NAMES, "label": [0, 1, None, 1], "patient": [7, 7, 8, 9]}, index=[5, 3, 8, 1])
+    table = bundle.predict(rows)
+    assert table["label"].tolist() == [0, 1, pd.NA, 1]
+    assert table["patient"].tolist() == ["7", "7", "8", "9"]
+    assert list(table.index) == [0, 1, 2, 3]
+    flags = bundle.predict(pd.DataFrame({"path": NAMES, "label": [False, True, False, True]}))
+    assert flags["label"].tolist() == [0, 1, 0, 1]
 
 
-def make_bundle(*, with_router=True):
-    """Return a bundle of ensembles: router and baseline on the frozen backbone, one specialist on two of its own."""
-    specs = {key: BackboneSpec(name=NETWORK, weights="random", seed=seed) for seed, key in enumerate((FROZEN, *OWN))}
-    backbones = {key: load_backbone(spec) for key, spec in specs.items()}
+def test_images_of_a_study_share_their_bone(bundle, images):
+    rows = pd.DataFrame({"path": NAMES, "patient": "p", "study": "s"})
+    table = bundle.predict(rows)
+    assert table["bone_predicted"].nunique() == 1
+    assert table["p_bone"].nunique() == 1
 
-    def make_networks(*keys, num_outputs=1):
-        shape = {"num_heads": 2, "num_features": backbones[FROZEN].num_features, "num_outputs": num_outputs}
-        settings = HeadSettings(recipe="linear_probe", **shape)
-        return tuple(Network(backbone=key, heads=Heads(settings, seed=n).eval()) for n, key in enumerate(keys))
 
-    models = [
-        AbnormalityModel(
-            target=target,
-            recipe=recipe,
-            networks=make_networks(*keys),
-            calibration=Calibration(temperature=1.2, threshold=0.5),
-        )
-        for target, recipe, keys in (
-            ("baseline", "linear_probe", (FROZEN, FROZEN, FROZEN)),
-            ("specialist:hand", "finetune", OWN),
-            ("specialist:hip", "linear_probe", (FROZEN,)),
-        )
+def test_a_data_set_and_one_split_of_it(bundle, images):
+    rows = pd.DataFrame({"path": NAMES, "bone": "hand", "study": "s", "label": [0, 1, 0, 1]})
+    rows.assign(patient=NAMES, split=["train", "train", "test", "test"]).to_csv("rows.csv", index=False)
+    data = mura.read_dataset("rows.csv")
+    whole, part = bundle.predict(data), bundle.predict(data, split="test")
+    assert list(whole["path"]) == NAMES
+    assert list(part["path"]) == NAMES[2:]
+    assert list(bundle.predict(data.manifest[data.manifest["split"] == "test"])["path"]) == NAMES[2:]
+
+
+def test_a_file_listed_twice_and_one_that_is_not_there_are_excluded(bundle, images):
+    table = bundle.predict(["a.png", "gone.png", images / "a.png"])
+    assert list(table["path"]) == ["a.png"]
+    assert table.attrs["excluded"] == [
+        {"path": str(images / "a.png"), "reason": "duplicate row"},
+        {"path": "gone.png", "reason": "missing file"},
     ]
-    names = [model.name for model in models]
-    router = Router(recipe="linear_probe", networks=make_networks(FROZEN, FROZEN, num_outputs=3))
-    return Bundle(
-        assembly=Assembly(
-            classes=("elbow", "hand", "hip"),
-            router=router if with_router else None,
-            models={model.name: model for model in models},
-            selected=dict(zip(("elbow", "hand", "hip"), names, strict=True)),
-        ),
-        backbones=backbones,
-        preprocessing=Preprocessing(image_size_px=64),
-        choice=RuntimeChoice(runtime="onnxruntime", precision="float32", device="cpu"),
-        notes={},
-    )
 
 
-def embed_anew(bundle, images_NHW):
-    """Return what embeds the images again whenever it is asked."""
-
-    def find_features(key, rows):
-        embedder = Embedder(*prepare_model(bundle.backbones[key], bundle.choice, 64))
-        return embed_views(images_NHW[rows], embedder, views=VIEWS[:1])[:, 0]
-
-    return find_features
-
-
-def spread(bundle, images_NHW):
-    """Standardise the heads by what these images give, so that answers differ from image to image."""
-    rows = np.arange(len(images_NHW))
-    for network in bundle.assembly.networks:
-        features_ND = torch.from_numpy(embed_anew(bundle, images_NHW)(network.backbone, rows).astype(np.float32))
-        mean_KD, std_KD = (part.expand(2, -1) for part in (features_ND.mean(0), features_ND.std(0)))
-        network.heads.standardize_by(mean_KD, std_KD)
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("nowhere", "nowhere: no such file or folder"),
+        ("gone.png", "no image that can be read; 1 files excluded, most often: missing file"),
+        ([], "no image that can be read$"),
+        (["gone.png"], "no image that can be read; 1 files excluded"),
+        (pd.DataFrame({"file": ["a.png"]}), r"the table has no column path \(found: file\)"),
+        (pd.DataFrame({"path": []}), "no image that can be read$"),
+    ],
+)
+def test_what_cannot_be_predicted_is_a_data_error(bundle, images, given, text):
+    with pytest.raises(DataError, match=text):
+        bundle.predict(given)
 
 
-@pytest.mark.parametrize("with_router", [True, False], ids=["routed", "unrouted"])
-def test_a_backbone_embeds_a_image_once_and_the_answers_are_the_same_bits(
-    tmp_path, monkeypatch, with_router, one_thread
-):
-    bundle = make_bundle(with_router=with_router)
-    images_NHW = np.random.default_rng(0).integers(0, 256, (70, 8, 8), np.uint8).repeat(8, 1).repeat(8, 2)
-    spread(bundle, images_NHW)
-    studies = np.arange(70) // 2
-    expected = bundle.assembly.predict(embed_anew(bundle, images_NHW), studies)
-    num_seen = Counter()
-
-    def count_images(images_BHW, embedder, **options):
-        num_seen[features._opened[0]] += len(images_BHW)
-        return embed_views(images_BHW, embedder, **options)
-
-    monkeypatch.setattr(predicting, "embed_views", count_images)
-    features = Embedding(bundle, images_NHW, tmp_path)
-    answers = bundle.assembly.predict(features, studies)
-    pd.testing.assert_frame_equal(answers, expected, check_exact=True)
-    num_hands = int((answers["bone_predicted"] == "hand").sum())
-    assert num_seen == Counter({FROZEN: 70, OWN[0]: num_hands, OWN[1]: num_hands})
-    assert not with_router or set(answers["bone_predicted"]) == {"elbow", "hand", "hip"}
-    assert [path.name for path in tmp_path.iterdir()] == ["embeddings_0"]  # what one network alone asks for is not kept
+def test_a_split_that_is_not_there_is_refused(bundle, images):
+    with pytest.raises(SettingError, match="split=dev: images has no such rows"):
+        bundle.predict(NAMES, split="dev")
 
 
-@takes_room
-def test_a_disk_without_room_for_embeddings_is_one_line(tmp_path, monkeypatch):
-    def refuse_room(handle, start, num_bytes):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json"])
+def test_mura_predict_writes_the_table_of_bundle_predict(bundle, bundle_dir, images, capsys, suffix):
+    out = images / f"predictions{suffix}"
+    predict_files(bundle_dir, images, out)
+    table = bundle.predict(images)
+    if suffix == ".json":
+        written = pd.DataFrame(json.loads(out.read_text()))
+        pd.testing.assert_frame_equal(written, table, check_dtype=False, rtol=1e-9)
+    elif suffix == ".csv":
+        read = pd.read_csv(out)
+        pd.testing.assert_frame_equal(read, table, check_dtype=False, check_exact=True)
+    else:
+        pd.testing.assert_frame_equal(pd.read_parquet(out), table, check_dtype=False, check_exact=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("excluded: broken.png: ")
+    assert lines[1:] == [f"4 images: {out}"]
 
-    monkeypatch.setattr("os.posix_fallocate", refuse_room)
-    with pytest.raises(StorageError, match=r"embeddings_0: cannot be written \(No space left on device\)"):
-        Embedding(make_bundle(), np.zeros((2, 64, 64), np.uint8), tmp_path)(FROZEN, np.arange(2))
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_bundle_is_read(images):
+    with pytest.raises(SettingError, match=r"out=a.xlsx: must end in .csv, .parquet, .json"):
+        predict_files("nowhere", images, images.__class__("a.xlsx"))
+
+
+def test_no_bundle_is_a_bundle_error(tmp_path):
+    with pytest.raises(BundleError, match="cannot be read"):
+        mura.load_bundle(tmp_path)
