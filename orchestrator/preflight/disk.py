@@ -23,8 +23,6 @@ from orchestrator.search.plan import Plan, PlannedTrial, holds_out_one_fold
 
 NUM_CHECKPOINTS = 2
 """Kept of each trial: the last one and the one before."""
-NUM_COPIES = 5
-"""Of the weights in a checkpoint, at most: weights, Adam's two moments, moving average, best epoch."""
 HEADER_BYTES = 20_000
 """Of a checkpoint: the names and positions of its tensors (measured: under 150 per tensor; a network has hundreds)."""
 ROW_BYTES = 1000
@@ -91,9 +89,11 @@ def _checkpoint_bytes(config: RunConfig, trial: PlannedTrial, backbone: tuple[in
     widths = [num_features, *([settings.hidden_size] if settings.head == "mlp_probe" else []), num_outputs]
     num_weights = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths)) + 2 * num_features
     num_heads = 1 if holds_out_one_fold(config, trial.recipe) else config.num_folds
-    weights = 4 * num_heads * num_weights + (backbone_bytes if trial.recipe == "finetune" else 0)
+    is_network = trial.recipe == "finetune"
+    weights = 4 * num_heads * num_weights + is_network * backbone_bytes
+    num_copies = 3 + (is_network and config.finetune.ema_decay > 0) + (config.kept_epoch == "best")  # 3: Adam has two
     dev_logits = 4 * trial.num_images * num_outputs
-    return NUM_COPIES * weights + dev_logits + trial.num_epochs * EPOCH_BYTES + HEADER_BYTES
+    return num_copies * weights + dev_logits + trial.num_epochs * EPOCH_BYTES + HEADER_BYTES
 
 
 def _cache_bytes(config: RunConfig, manifest: pd.DataFrame, num_features: int, rundir: RunDir | None) -> int:

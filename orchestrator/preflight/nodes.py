@@ -8,11 +8,12 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.preflight.findings import Finding
@@ -21,12 +22,13 @@ NODE_TIMEOUT_S = 150.0
 """How long a node may take to answer: after 60 s Ray notices that a worker died while it started (chosen by us)."""
 RETRIES = 3
 """How often a task is repeated if its worker dies."""
+TRANSFER_TIMEOUT_S = 30.0
+"""How long PROBE_BYTES may take from a node to the driver (chosen by us)."""
 PROBE_BYTES = 2**18
 PROJECT = "this project"
 LISTED = ("torch", "torchvision", "timm", "onnxruntime", "numpy")
 """Packages that decide the last digits of a figure: they should be the same on all nodes."""
 SAME_INSTALL = "install the same packages there (constraints.txt lists the versions)"
-
 
 Install = Mapping[str, str | None]
 """The versions of python, ray and LISTED that a process runs on, and a digest for PROJECT; None if not installed."""
@@ -53,65 +55,52 @@ class NodeFacts:
 def ask_nodes(folder: Path) -> list[NodeFacts]:
     """Run a task on every living node that looks at it and sends bytes into `folder`, where they leave no trace."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    here = ray.get_runtime_context().get_node_id()
     module = sys.modules[__name__]
     ray.cloudpickle.register_pickle_by_value(module)  # a node may lack this project, or have another version of it
     try:
-        near = NodeAffinitySchedulingStrategy(here, soft=False)
-        options = {"num_cpus": 0, "max_restarts": RETRIES, "max_task_retries": RETRIES}
-        probe = ray.remote(StorageProbe).options(**options, scheduling_strategy=near).remote(str(folder))
-        asked = {node["NodeID"]: _ask(node, probe) for node in nodes}
-        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODE_TIMEOUT_S)
+        asked = [_ask(node) for node in nodes]
+        ray.wait([facts for facts, _ in asked], num_returns=len(asked), timeout=NODE_TIMEOUT_S)
     finally:
         ray.cloudpickle.unregister_pickle_by_value(module)
-    return [_read_answer(node, asked[node["NodeID"]], ready) for node in nodes]
+    return [_read_answer(node, facts, probe, folder) for node, (facts, probe) in zip(nodes, asked, strict=True)]
 
 
-def _ask(node: Mapping[str, Any], probe: Any) -> Any:
-    num_gpus = node["Resources"].get("GPU", 0)
-    options = {"max_calls": 1} if num_gpus else {}  # a process that started CUDA would keep some of its memory
+def _ask(node: Mapping[str, Any]) -> Any:
+    has_gpus = node["Resources"].get("GPU", 0) > 0
     there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    task = ray.remote(num_cpus=0, max_retries=RETRIES, scheduling_strategy=there, **options)(gather_node)
-    return task.remote([probe], node["NodeID"], bool(num_gpus))
+    options = {"max_calls": 1} if has_gpus else {}  # a process that started CUDA would keep some of its memory
+    task = ray.remote(num_cpus=0, num_returns=2, max_retries=RETRIES, scheduling_strategy=there, **options)
+    return task(gather_node).remote(has_gpus)
 
 
-def _read_answer(node: Mapping[str, Any], reference: Any, ready: list[Any]) -> NodeFacts:
-    known: dict[str, Any] = {"name": node["NodeManagerAddress"], "num_gpus": node["Resources"].get("GPU", 0.0)}
-    if reference not in ready:
-        return NodeFacts(**known, error=f"no answer within {NODE_TIMEOUT_S:g} s")
+def _read_answer(node: Mapping[str, Any], facts: Any, probe: Any, folder: Path) -> NodeFacts:
+    known = NodeFacts(name=node["NodeManagerAddress"], num_gpus=node["Resources"].get("GPU", 0.0))
     try:
-        answer = ray.get(reference)
+        known = replace(known, **ray.get(facts, timeout=1))
+    except GetTimeoutError:
+        return replace(known, error=f"no answer within {NODE_TIMEOUT_S:g} s")
     except Exception as error:  # any error here is a fact about the node
-        return NodeFacts(**known, error=str(error) or type(error).__name__)
-    return NodeFacts(**known, **answer)
-
-
-class StorageProbe:
-    """An actor on the driver's node that writes bytes into a folder, reads them back and removes them."""
-
-    def __init__(self, folder: str) -> None:
-        self._folder = Path(folder)
-
-    def pass_through(self, name: str, content: bytes) -> bytes:
-        """Return the bytes as they were read back."""
-        path = self._folder / name
-        try:
-            path.write_bytes(content)
-            return path.read_bytes()
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def gather_node(probe: list[Any], node_id: str, has_gpus: bool) -> dict[str, Any]:
-    """Return NodeFacts of the node that this runs on, as plain values."""
-    facts: dict[str, Any] = {"install": gather_install()}
-    content = os.urandom(PROBE_BYTES)
+        return replace(known, error=str(error) or type(error).__name__)
     try:
-        if ray.get(probe[0].pass_through.remote(f".probe-{node_id}", content), timeout=NODE_TIMEOUT_S / 2) != content:
-            facts["storage_error"] = "they came back changed"
+        _write_probe(ray.get(probe, timeout=TRANSFER_TIMEOUT_S), folder / f".probe-{node['NodeID']}")
     except Exception as error:  # any error here would keep checkpoints from the run directory
-        facts["storage_error"] = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    return facts | (_gather_gpus() if has_gpus else {})
+        return replace(known, storage_error=(str(error).strip().splitlines() or [type(error).__name__])[-1])
+    return known
+
+
+def _write_probe(content: bytes, path: Path) -> None:
+    try:
+        path.write_bytes(content)
+        if path.read_bytes() != content:
+            raise OSError("they came back changed")
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def gather_node(has_gpus: bool) -> tuple[dict[str, Any], bytes]:
+    """Return NodeFacts of the node that this runs on, as plain values, and bytes for the run directory."""
+    facts = {"install": gather_install()} | (_gather_gpus() if has_gpus else {})
+    return facts, os.urandom(PROBE_BYTES)  # so many that Ray sends them from node to node, as it sends checkpoints
 
 
 def _gather_gpus() -> dict[str, Any]:

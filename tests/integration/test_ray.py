@@ -194,7 +194,10 @@ def test_an_unreadable_checkpoint_ends_the_search_in_one_line_and_loses_nothing(
     assert [line["state"] for line in read_journal(tmp_path)].count("COMPLETE") == NUM_GPUS
 
 
-def test_a_worker_that_dies_while_its_node_is_checked_is_no_finding(tmp_path: Path) -> None:
+def test_a_worker_that_dies_while_its_node_is_checked_is_no_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.preflight.nodes.PROBE_BYTES", 2**27)  # takes long enough to be seen
     killed: list[str] = []
 
     def kill_once() -> None:
@@ -202,7 +205,7 @@ def test_a_worker_that_dies_while_its_node_is_checked_is_no_finding(tmp_path: Pa
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     name = " ".join(process.cmdline())
-                    if name.startswith("ray::StorageProbe"):
+                    if name.startswith("ray::gather_node"):
                         process.kill()
                         killed.append(name)
                         return

@@ -10,6 +10,7 @@ from ray_helpers import TINY, User, make_user, write_images
 from mura_models.data.dataset import DataSet, read_dataset
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.networks.backbone_spec import BackboneSpec
+from mura_models.training.finetune_settings import FinetuneSettings
 from orchestrator.cli import run_command
 from orchestrator.preflight.disk import Need, forecast_disk, inspect_disk
 from orchestrator.run.config import RunConfig
@@ -39,9 +40,11 @@ def forecast(config: RunConfig, rundir: RunDir | None = None) -> tuple[int, int]
     [
         (replace(QUICK, num_trials=4), QUICK),
         (replace(QUICK, num_folds=4), QUICK),
+        (replace(QUICK, kept_epoch="best"), QUICK),
         (replace(QUICK, early_stopping=True), QUICK),  # audits
         (replace(QUICK, replicate_seeds=2), QUICK),
         (replace(QUICK, replicate_seeds=2, ensemble=True), replace(QUICK, replicate_seeds=2)),
+        (NETWORKS, replace(NETWORKS, finetune=FinetuneSettings(ema_decay=0.0))),
         (replace(NETWORKS, finetune_trials=3), NETWORKS),
     ],
 )
