@@ -6,7 +6,7 @@ from mura_models.data.dataset import DataSet
 from mura_models.errors import ConfigError, RunError
 from orchestrator.cluster.connection import connect_ray
 from orchestrator.cluster.resources import choose_trial_resources
-from orchestrator.evaluation.report_data import conclude
+from orchestrator.evaluation.report_data import evaluate
 from orchestrator.ingest.dataset import cache_root
 from orchestrator.ingest.decode import ingest
 from orchestrator.ingest.manifest import finish_manifest
@@ -47,7 +47,7 @@ def run(config: RunConfig, execution: ExecutionOptions, dataset: DataSet, monito
             with connect_ray(execution):
                 check_cluster(execution, rundir.root, monitor)
                 work = prepare(config, execution, dataset, rundir, monitor)
-                conclude(work, train_stages(work, start_checkpoint_store(rundir)))
+                evaluate(work, train_stages(work, start_checkpoint_store(rundir)))
         shutil.rmtree(rundir.embeddings, ignore_errors=True)
         render_report(rundir)
     return rundir

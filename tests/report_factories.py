@@ -1,4 +1,4 @@
-"""Reports made by hand, and what reads their pages, shared by the tests of the report."""
+"""Hand-made reports and readers of their pages, shared by the tests of the report."""
 
 import base64
 import functools
@@ -12,6 +12,7 @@ import subprocess
 import threading
 from html.parser import HTMLParser
 
+import jsonschema
 import numpy as np
 import pandas as pd
 from factories import SYSTEM_NAMES
@@ -21,6 +22,8 @@ from orchestrator.report import render_report
 from orchestrator.report.terminal import print_summary
 from orchestrator.run.directory import RunDir
 from orchestrator.run.files import write_json, write_table
+from orchestrator.run.names import SearchId
+from orchestrator.run.report_schema import SCHEMA_FILE
 
 METRICS = ("kappa", "kappa_at_half", "accuracy", "auroc", "f1", "sensitivity", "specificity")
 
@@ -44,16 +47,17 @@ def make_summary(value=0.8, reason=None):
     return {"num_images": 90, "num_studies": 45, "image": metrics, "study": metrics}
 
 
-def make_comparisons(bones, gain=0.03, without=()):
+def make_comparisons(bones, gain=0.03, without=(), unfair=()):
     """Compare every system with a baseline; the bones in `without` have no specialist, so nothing differs there."""
-    rows, same = [], {"difference": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
+    rows, same = [], {"difference": 0.0, "ci95": [0.0, 0.0], "p": 1.0, "is_zero_by_design": True}
     pairs = [(system, "baseline_mlp_probe") for system in SYSTEM_NAMES[2:]] + [("selected_routed", "selected_oracle")]
     for a, b in pairs:
         for unit in ("study", "image"):
             for metric in ("auroc", "kappa"):
-                named = {"a": a, "b": b, "unit": unit, "metric": metric}
+                named = {"system": a, "reference": b, "unit": unit, "metric": metric, "is_fair": a not in unfair}
+                named |= {"is_zero_by_design": False, "reason": None, "left_out": [], "too_few": []}
                 known = {"difference": gain, "ci95": [gain - 0.02, gain + 0.02], "p": 0.01}
-                mean = {"bone": None, "scope": "mean_of_bones", "left_out": [bones[-1]], "too_few": []}
+                mean = {"bone": None, "scope": "mean_of_bones", "left_out": [bones[-1]]}
                 rows.append(named | mean | known)
                 rows.append(named | {"bone": None, "scope": "pooled"} | known)
                 alike = without if a.startswith("specialists") else ()
@@ -80,11 +84,19 @@ def make_report(
     replicates=None,
     candidates=None,
     config=None,
+    unfair=(),
 ):
     by_bone = {bone: make_summary() for bone in bones} | {bones[-1]: make_summary(None, "one class only")}
     means = dict.fromkeys(METRICS, 0.8)
+    absent = {bones[-1], *(without or {}), *(SearchId.parse(search).bone for search in failed or {})}
+    nowhere = [bone for bone in bones if bone in absent]
     system = {"overall": make_summary(), "mean_of_bones": means, "mean_of_bones_by_image": means, "by_bone": by_bone}
-    counts = {"images": 1200, "images_abnormal": 300, "studies": 600, "studies_abnormal": 150, "patients": 500}
+    systems = {
+        name: system | {"bones_without_specialist": nowhere if name.startswith("specialists") else []}
+        for name in SYSTEM_NAMES
+    }
+    counts = {"num_images": 1200, "num_images_abnormal": 300, "num_studies": 600, "num_studies_abnormal": 150}
+    counts |= {"num_patients": 500}
     confusion = (np.eye(len(bones), dtype=int) * 40 + 1).tolist()
     chosen = {"recipe": "linear_probe", "candidates": candidates or {"linear_probe": 0.96}}
     level = {"macro_f1": 0.97, "accuracy": 0.98, "confusion": confusion}
@@ -94,15 +106,13 @@ def make_report(
     searches, states = list_searches(bones), {"COMPLETE": 2, "PRUNED": 1}
     data = {"name": "ward", "kind": "csv", "is_phantom": is_phantom, "notes": ["/wards/jane/images/a.csv is Latin-1"]}
     return {
-        "schema": 1,
+        "schema": 2,
         "run": {
             "config": {
                 "preset": "quick",
                 "bones": None,
                 "metric": "auroc",
                 "kept_epoch": "last",
-                "specialist_lr": None,
-                "specialist_probe_steps": None,
                 "early_stopping": True,
                 "seed": 7,
                 "backbone": {"name": "resnet18", "weights": "/wards/jane doe/weights/r18.pt"},
@@ -111,7 +121,6 @@ def make_report(
             "data_fingerprint": "6c51084ea3315b4c4ca3467e",
             "versions": {"python": "3.11.7", "ray": "2.60.0"},
             "git_commit": None,
-            "data": data,
             "images_decoded": 1300,
             "images_embedded": 0,
             "backbone": "resnet18",
@@ -134,14 +143,23 @@ def make_report(
             "quarantined": {"total": 3, "by_reason": {"zero bytes": 2, "not an image": 1}},
         },
         "router": {"classes": list(bones), "image": level, "study": level} | chosen if with_router else None,
-        "systems": dict.fromkeys(SYSTEM_NAMES, system),
+        "systems": systems,
         "selected": {
             bone: choice | {"lr": 0.000067, "dev": dev, "threshold": 0.384, "temperature": 1.07, "reason": reason}
             for bone in bones
         },
-        "comparisons": make_comparisons(bones, without=without or {}),
+        "best_baseline": "baseline_mlp_probe",
+        "comparisons": make_comparisons(bones, without=without or {}, unfair=unfair),
+        "roc": make_roc(bones[:-1]),
         "paper": paper,
     }
+
+
+def make_roc(bones):
+    """Return ROC curves of all bones and of each."""
+    curve = {"false_positive_rate": [0.0, 0.2, 1.0], "sensitivity": [0.0, 0.7, 1.0]}
+    curves = dict.fromkeys(("baseline_mlp_probe", "selected_routed"), curve)
+    return [{"bone": bone, "num_normal": 60, "num_abnormal": 30, "curves": curves} for bone in (None, *bones)]
 
 
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
@@ -149,7 +167,7 @@ PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQV
 
 def make_exploration(bones, data):
     spread = {"minimum": 20, "lower": 40.5, "median": 60, "upper": 80, "maximum": 120}
-    measures = {"images": 1200, "modes": {"L": 1000, "RGB": 200}}
+    measures = {"num_images": 1200, "modes": {"L": 1000, "RGB": 200}}
     measures |= dict.fromkeys(("width_px", "height_px", "mean_gray"), spread)
     image = {"width_px": 120, "height_px": 20, "mode": "RGB", "file": "000.png"}
     return {
@@ -157,7 +175,7 @@ def make_exploration(bones, data):
         "overall": measures,
         "by_bone": dict.fromkeys(sorted(bones), measures),
         "size_step_px": 4,
-        "sizes": [{"width_px": 120, "height_px": 20, "images": 1200}],
+        "sizes": [{"width_px": 120, "height_px": 20, "num_images": 1200}],
         "samples": [{"bone": bone, "label": label} | image for bone in bones for label in ("normal", "abnormal")],
     }
 
@@ -193,19 +211,15 @@ def make_trials(searches, num_trials=3, num_epochs=5):
     return pd.DataFrame(rows)
 
 
-def make_predictions(bones, rows_per_bone=40):
-    generator = np.random.default_rng(0)
-    bone = np.repeat(np.array(bones, dtype=object), rows_per_bone)
-    label = generator.integers(0, 2, len(bone)) * (bone != bones[-1])
-    table = pd.DataFrame({"path": "images/a.png", "bone": bone, "patient": PATIENT, "study": "s", "label": label})
-    for system in SYSTEM_NAMES:
-        table[f"p_{system}"] = np.clip(0.3 * label + generator.uniform(0, 0.7, len(bone)), 0, 1)
-        table[f"threshold_{system}"] = 0.5
-    return table
+def check_report(report):
+    """Check a report.json against the committed schema."""
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    jsonschema.validate(report, schema, cls=jsonschema.Draft202012Validator)
 
 
 def write_run(root, bones=("hand", "leg", "hip"), *, num_trials=3, num_epochs=5, kept_epoch=None, **changes):
     report = make_report(bones, **changes)
+    check_report(report)
     rundir = RunDir(root)
     searches = [search for search in list_searches(bones) if search not in report["run"]["failed_searches"]]
     winner = {"lr_schedule": "step", "lr": 0.01671, "weight_decay": 8.3, "num_epochs": 5, "score": 0.83}
@@ -216,7 +230,7 @@ def write_run(root, bones=("hand", "leg", "hip"), *, num_trials=3, num_epochs=5,
     rundir.samples.mkdir(parents=True)
     (rundir.samples / "000.png").write_bytes(PIXEL)
     write_table(rundir.trials, make_trials(searches, num_trials, num_epochs))
-    write_table(rundir.predictions, make_predictions(bones))
+    write_table(rundir.predictions, pd.DataFrame({"patient": [PATIENT]}))
     render_report(rundir)
     return rundir
 
@@ -281,7 +295,7 @@ onload = () => {{
 
 
 def check_layout(rundir, profile):
-    """Let a browser lay the page out in every frame: all figures load and nothing reaches beyond the page."""
+    """Lay the page out in a browser in every frame: all figures load and nothing extends beyond the page."""
     printed = rundir.report_html.read_text(encoding="utf-8").replace("@media print", "@media all")
     (rundir.root / "print.html").write_text(printed, encoding="utf-8")
     frames = "".join(
@@ -317,7 +331,7 @@ def measure(root, profile):
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder without a word."""
+    """Serves a folder and logs nothing."""
 
     def log_message(self, *args):
         pass

@@ -41,7 +41,7 @@ class Quantiles:
 class Measures:
     """What the files of some rows are like."""
 
-    images: int
+    num_images: int
     width_px: Quantiles
     height_px: Quantiles
     mean_gray: Quantiles
@@ -56,7 +56,7 @@ class SizeCell:
 
     width_px: int
     height_px: int
-    images: int
+    num_images: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ def measure_gray(images: CachedArray) -> NDArray[np.float64]:
 def _measure(rows: pd.DataFrame) -> Measures:
     modes = rows["mode"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
     return Measures(
-        images=len(rows),
+        num_images=len(rows),
         width_px=_find_quantiles(rows["width"]),
         height_px=_find_quantiles(rows["height"]),
         mean_gray=_find_quantiles(rows["mean_gray"]),
@@ -127,7 +127,7 @@ def _count_sizes(rows: pd.DataFrame, step_px: int) -> Iterator[SizeCell]:
     """Count images on a grid of sizes, so that a figure of any data set stays small."""
     width_px, height_px = (-(-rows[side] // step_px) * step_px for side in ("width", "height"))
     for width, height, count in rows.groupby([width_px, height_px]).size().reset_index().to_numpy():
-        yield SizeCell(width_px=int(width), height_px=int(height), images=int(count))
+        yield SizeCell(width_px=int(width), height_px=int(height), num_images=int(count))
 
 
 def _draw_samples(

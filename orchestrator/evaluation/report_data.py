@@ -1,7 +1,7 @@
-"""The end of a run: served models from dev, the bundle, then test, then report.json."""
+"""The end of a run: models selected on dev, the bundle, then the test set, then report.json."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -10,141 +10,191 @@ from mura_models.inference.assembly import Assembly
 from mura_models.inference.bundle import Bundle
 from mura_models.inference.bundle_files import write_bundle
 from mura_models.storage import atomic_directory
-from orchestrator.evaluation.paper import compare_with_paper
+from orchestrator.evaluation.paper import Absences, compare_with_paper
 from orchestrator.evaluation.selection import (
-    Selected,
     assemble,
-    choose_selected,
-    describe_choice,
-    describe_selected,
-    find_best_baseline,
-    find_best_router,
-    rate_routers,
+    list_selected_models,
+    score_routers,
+    select_best_baseline,
+    select_best_router,
+    select_models,
+    winners_to_json,
 )
 from orchestrator.evaluation.system_metrics import (
     compare_systems,
+    compute_roc,
     list_pairs,
-    name_systems,
     predict_test,
+    read_systems,
     score_router,
     score_systems,
 )
 from orchestrator.ingest.overview import describe_data
+from orchestrator.run.config import RunConfig
+from orchestrator.run.directory import RunDir
 from orchestrator.run.files import read_json, write_json, write_table
 from orchestrator.run.journal import Journal
-from orchestrator.run.provenance import SCHEMA, find_version
+from orchestrator.run.names import SELECTED_ROUTED, SystemId, specialist_target
+from orchestrator.run.provenance import find_version
+from orchestrator.run.report_schema import (
+    Audit,
+    AuditedTrial,
+    Replicates,
+    ReportData,
+    RouterSummary,
+    RunSummary,
+    SearchSummary,
+    SelectedModel,
+)
 from orchestrator.search.context import RunContext
+from orchestrator.search.plan import Plan
 from orchestrator.search.stages import SearchResults
+from orchestrator.search.winners import Winner
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What dev decided."""
-
-    selected: dict[str, Selected]
-    """By bone."""
-    assembly: Assembly
-
-
-def conclude(work: RunContext, trained: SearchResults) -> None:
+def evaluate(context: RunContext, results: SearchResults) -> None:
     """Write everything from trials.parquet to report.json."""
-    rundir, winners = work.rundir, trained.winners
+    config, dataset, manifest, plan = context.config, context.dataset, context.manifest, context.plan
+    rundir, ingested, bones = context.rundir, context.ingested, context.bones
+    backbones, embed = context.backbones, context.embed
+
     journal = Journal(rundir.journal)
     write_table(rundir.trials, journal.to_table())
-    decision = decide(work, trained)
-    write_json(rundir.selected, describe_selected(decision.selected, winners, trained.failed))
-    save_bundle(work, decision.assembly)
-    predictions = open_test(work, decision.assembly)
-    write_table(rundir.predictions, predictions)
-    best_baseline = find_best_baseline(work.config, winners).trial.recipe
-    pairs = list_pairs(name_systems(predictions), f"baseline_{best_baseline}")
-    report = {
-        "schema": SCHEMA,
-        "run": read_json(rundir.run_json) | read_json(rundir.ingest) | describe_training(work, journal, trained),
-        "data": describe_data(work.dataset, work.manifest, pd.read_csv(rundir.quarantine)),
-        "router": describe_router(work, predictions, trained) if decision.assembly.router else None,
-        "systems": score_systems(predictions),
-        "selected": {
-            bone: describe_choice(choice, winners[choice.model]) for bone, choice in decision.selected.items()
-        },
-        "comparisons": compare_systems(predictions, pairs),
-        "paper": describe_paper(work, trained, predictions) if work.config.compare_with_paper else None,
-    }
-    write_json(rundir.report_json, report)
-
-
-def decide(work: RunContext, trained: SearchResults) -> Decision:
-    """Choose the router and what serves each bone on dev alone."""
-    can_route = len(work.bones) == 1 or find_best_router(trained.winners) is not None
-    selected = choose_selected(work.config, work.plan.untrainable, trained.winners, work.bones, can_route=can_route)
-    models = {bone: choice.model for bone, choice in selected.items()}
-    return Decision(selected=selected, assembly=assemble(trained.winners, models, work.bones))
-
-
-def describe_paper(work: RunContext, trained: SearchResults, predictions: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return report.json's `paper`: the paper's figures beside ours."""
-    return compare_with_paper(
-        predictions, bones_without_specialist=work.plan.untrainable, failed_searches=trained.failed
+    assembly, selected = select_on_dev(config, plan, results, bones)
+    write_selected(rundir, selected, results)
+    bundle = Bundle(
+        assembly=assembly.keep_selected(),
+        backbones=backbones,
+        preprocessing=config.preprocessing,
+        choice=ingested.choice,
+        notes={"data": dataset.name, "version": find_version()},
     )
+    with atomic_directory(rundir.bundle) as partial:
+        write_bundle(bundle, partial)
+    test = manifest[manifest["split"] == "test"].reset_index(drop=True)
+    features = {key: embed(key, test)[:, 0] for key in assembly.backbones}
+    predictions = open_test(assembly, test, features, config)
+    write_table(rundir.predictions, predictions)
+    best_baseline = SystemId("baseline", select_best_baseline(config, results.winners).trial.recipe)
+    systems = read_systems(predictions)
+    absences = Absences(plan.untrainable, results.failed)
+    without = {system: list_bones_without(system, predictions, plan, results) for system in systems}
+    report = ReportData(
+        run=summarize_run(rundir, config, plan, journal, results, num_not_decoded=len(ingested.failures)),
+        data=describe_data(dataset, manifest, pd.read_csv(rundir.quarantine)),
+        router=summarize_router(predictions, bones, results.winners) if assembly.router else None,
+        systems=score_systems(predictions, without),
+        selected=selected,
+        best_baseline=str(best_baseline),
+        comparisons=compare_systems(
+            predictions,
+            list_pairs(systems, best_baseline),
+            bones_without_specialist=without,
+            unfair=[system for system in systems if not is_fair(config, system)],
+        ),
+        roc=compute_roc(predictions, (best_baseline, SELECTED_ROUTED)),
+        paper=compare_with_paper(predictions, absences) if config.compare_with_paper else None,
+    )
+    write_json(rundir.report_json, report.to_json())
 
 
-def save_bundle(work: RunContext, assembly: Assembly) -> None:
-    """Write the bundle, whole: the router, the models that serve a bone and the backbones they stand on."""
-    with atomic_directory(work.rundir.bundle) as partial:
-        write_bundle(
-            Bundle(
-                assembly=assembly.keep_selected(),
-                backbones=work.backbones,
-                preprocessing=work.config.preprocessing,
-                choice=work.ingested.choice,
-                notes={"data": work.dataset.name, "version": find_version()},
-            ),
-            partial,
-        )
+def select_on_dev(
+    config: RunConfig, plan: Plan, results: SearchResults, bones: Sequence[str]
+) -> tuple[Assembly, dict[str, SelectedModel]]:
+    """Select the router and the model of each bone, by dev rows alone."""
+    can_route = len(bones) == 1 or select_best_router(results.winners) is not None
+    choices = select_models(config, plan.untrainable, results.winners, bones, can_route=can_route)
+    assembly = assemble(results.winners, {bone: choice.model for bone, choice in choices.items()}, bones)
+    return assembly, list_selected_models(choices, results.winners)
 
 
-def open_test(work: RunContext, assembly: Assembly) -> pd.DataFrame:
-    """Let every system answer for the test images: the one place where test rows are used."""
-    test = work.manifest[work.manifest["split"] == "test"].reset_index(drop=True)
-    features = {key: work.embed(key, test)[:, 0] for key in assembly.backbones}
+def write_selected(rundir: RunDir, selected: Mapping[str, SelectedModel], results: SearchResults) -> None:
+    """Write selected.json: the model of each bone, every search's winner, and the searches that failed."""
+    content = {
+        "selected": {bone: asdict(model) for bone, model in selected.items()},
+        "winners": winners_to_json(results.winners),
+        "failed": results.failed,
+    }
+    write_json(rundir.selected, content)
+
+
+def open_test(
+    assembly: Assembly, test: pd.DataFrame, features: Mapping[str, np.ndarray], config: RunConfig
+) -> pd.DataFrame:
+    """Return every system's answers for the test images: the one place where test rows are used."""
 
     def find_features(backbone: str, rows: np.ndarray) -> np.ndarray:
         found: np.ndarray = features[backbone][rows]
         return found
 
-    return predict_test(assembly, test, find_features, work.config.system_recipes)
+    return predict_test(assembly, test, find_features, config.system_recipes)
 
 
-def describe_router(work: RunContext, predictions: pd.DataFrame, trained: SearchResults) -> dict[str, object]:
-    """Return report.json's `router`: its test figures, which recipe it is and how the candidates stood on dev."""
-    router = find_best_router(trained.winners)
+def is_fair(config: RunConfig, system: SystemId) -> bool:
+    """Return whether a system's models were trained as its reference's were (orchestrator/search/plan.py).
+
+    The paper gave its specialists another learning rate, and those of 3.4a a fixed number of steps.
+    """
+    is_equal = config.specialist_lr is None and config.specialist_probe_steps is None
+    return is_equal or system.kind != "specialists" or system.recipe == "two_stage_probe"
+
+
+def list_bones_without(system: SystemId, predictions: pd.DataFrame, plan: Plan, results: SearchResults) -> list[str]:
+    """List the test bones without a specialist in a system: not asked for, not trainable, or the search failed."""
+    if system.kind != "specialists":
+        return []
+    return [
+        bone
+        for bone in sorted(set(predictions["bone"]))
+        if bone in plan.untrainable or f"{specialist_target(bone)}/{system.recipe}" in results.failed
+    ]
+
+
+def summarize_router(predictions: pd.DataFrame, bones: Sequence[str], winners: Mapping[str, Winner]) -> RouterSummary:
+    """Return report.json's `router`: its recipe, its test figures and the candidates' dev scores."""
+    router = select_best_router(winners)
     assert router is not None
-    candidates = {
-        trained.winners[search].trial.recipe: score for search, score in rate_routers(trained.winners).items()
-    }
-    return score_router(predictions, work.bones) | {"recipe": router.trial.recipe, "candidates": candidates}
+    figures = score_router(predictions, bones)
+    return RouterSummary(
+        classes=bones,
+        image=figures["image"],
+        study=figures["study"],
+        recipe=router.trial.recipe,
+        candidates={winners[search].trial.recipe: score for search, score in score_routers(winners).items()},
+    )
 
 
-def describe_training(work: RunContext, journal: Journal, trained: SearchResults) -> dict[str, Any]:
-    """Say what was searched: trials by search and state, epochs run, bones without a specialist and why."""
-    plan, ends = work.plan, journal.final_states()
+def summarize_run(
+    rundir: RunDir, config: RunConfig, plan: Plan, journal: Journal, results: SearchResults, *, num_not_decoded: int
+) -> RunSummary:
+    """Return report.json's `run`."""
+    origin, ingest = read_json(rundir.run_json), read_json(rundir.ingest)
+    audited = [AuditedTrial(**trial) for trial in results.audit]
+    return RunSummary(
+        **{name: origin[name] for name in ("config", "data_fingerprint", "versions", "git_commit")},
+        **{name: ingest[name] for name in ("images_decoded", "images_embedded", "backbone", "weights", "runtime")},
+        searches=summarize_searches(plan, journal),
+        failed_searches=results.failed,
+        bones_without_specialist=plan.untrainable,
+        files_not_decoded=num_not_decoded,
+        audit=Audit(asked=config.num_audited, trials=audited) if config.early_stopping else None,
+        replicates={search: Replicates(**replicates) for search, replicates in results.replicates.items()},
+    )
+
+
+def summarize_searches(plan: Plan, journal: Journal) -> dict[str, SearchSummary]:
+    """Return trials by search and final state, and the epochs that they ran."""
+    ends = journal.final_states()
     searches = {}
     for search in plan.searches:
         trials = plan.of_search(search)
-        mine = [ends[trial.trial] for trial in trials if trial.trial in ends]  # none where its stage never ran
+        mine = [ends[trial.trial] for trial in trials if trial.trial in ends]  # none if its stage never ran
         states = pd.Series([line["state"] for line in mine]).value_counts()
-        searches[search] = {
-            "trials": len(mine),
-            "epochs": sum(line["epoch"] for line in mine),
-            "max_epochs": trials[0].num_epochs,
-            "steps_per_epoch": trials[0].steps_per_epoch,
-            "states": {state: int(n) for state, n in states.items()},
-        }
-    return {
-        "searches": searches,
-        "failed_searches": trained.failed,
-        "bones_without_specialist": plan.untrainable,
-        "files_not_decoded": len(work.ingested.failures),
-        "audit": {"asked": work.config.num_audited, "trials": trained.audit} if work.config.early_stopping else None,
-        "replicates": trained.replicates,
-    }
+        searches[search] = SearchSummary(
+            trials=len(mine),
+            epochs=sum(line["epoch"] for line in mine),
+            max_epochs=trials[0].num_epochs,
+            steps_per_epoch=trials[0].steps_per_epoch,
+            states={str(state): int(n) for state, n in states.items()},
+        )
+    return searches

@@ -14,8 +14,7 @@ from orchestrator.report import render_data_page
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.files import write_json
-
-SCHEMA = 1
+from orchestrator.run.report_schema import SCHEMA, Corrections, DataCounts, DataSummary, Quarantined, SplitCounts
 
 
 def explore_data(
@@ -28,7 +27,7 @@ def explore_data(
             for number, sample in enumerate(exploration.samples):
                 (partial / name_sample(number)).write_bytes(sample.png)
         data = describe_data(dataset, manifest, pd.read_csv(rundir.quarantine))
-        write_json(rundir.exploration, {"schema": SCHEMA, "data": data} | describe_exploration(exploration))
+        write_json(rundir.exploration, {"schema": SCHEMA, "data": asdict(data)} | describe_exploration(exploration))
     render_data_page(rundir)
 
 
@@ -46,34 +45,32 @@ def name_sample(number: int) -> str:
     return f"{number:03d}.png"
 
 
-def describe_data(dataset: DataSet, manifest: pd.DataFrame, quarantine: pd.DataFrame) -> dict[str, Any]:
-    """Count images, studies and patients by split, bone and label, and what was left out and why."""
-    counts = {}
-    for split, part in manifest.groupby("split"):
-        counts[split] = count_rows(part) | {
-            "by_bone": {bone: count_rows(rows) for bone, rows in part.groupby("bone")},
-        }
-    return {
-        "name": dataset.name,
-        "kind": dataset.kind,
-        "is_phantom": dataset.is_phantom,
-        "notes": list(dataset.notes),
-        "splits": counts,
-        "corrections": asdict(dataset.corrections) if dataset.corrections else None,
-        "quarantined": {
-            "total": len(quarantine),
-            "by_reason": count_reasons(quarantine),
+def describe_data(dataset: DataSet, manifest: pd.DataFrame, quarantine: pd.DataFrame) -> DataSummary:
+    """Count images, studies and patients by split, bone and label, and the excluded files by reason."""
+    return DataSummary(
+        name=dataset.name,
+        kind=dataset.kind,
+        is_phantom=dataset.is_phantom,
+        notes=dataset.notes,
+        splits={
+            str(split): SplitCounts(
+                **count_rows(part),
+                by_bone={str(bone): DataCounts(**count_rows(rows)) for bone, rows in part.groupby("bone")},
+            )
+            for split, part in manifest.groupby("split")
         },
-    }
+        corrections=Corrections(**asdict(dataset.corrections)) if dataset.corrections else None,
+        quarantined=Quarantined(total=len(quarantine), by_reason=count_reasons(quarantine)),
+    )
 
 
 def count_rows(part: pd.DataFrame) -> dict[str, int]:
-    """Count the images, studies and patients of some rows, by label."""
+    """Return the fields of DataCounts: the images, studies and patients of some rows, by label."""
     studies = part.assign(code=study_codes(part)).drop_duplicates("code")
     return {
-        "images": len(part),
-        "images_abnormal": int(part["label"].sum()),
-        "studies": len(studies),
-        "studies_abnormal": int(studies["label"].sum()),
-        "patients": int(part["patient"].nunique()),
+        "num_images": len(part),
+        "num_images_abnormal": int(part["label"].sum()),
+        "num_studies": len(studies),
+        "num_studies_abnormal": int(studies["label"].sum()),
+        "num_patients": int(part["patient"].nunique()),
     }

@@ -1,4 +1,4 @@
-"""report.json -> report.html and figures, exploration.json -> data.html. It renders; it computes nothing."""
+"""report.json -> report.html and figures, exploration.json -> data.html. Renders only; computes no figure."""
 
 from orchestrator.report.page import render_data_page, render_report
 

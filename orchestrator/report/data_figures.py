@@ -15,13 +15,13 @@ BOX_COLOR = "#0072b2"
 SPREADS = {
     "width_px": ("Width of the files, by image", "pixels"),
     "height_px": ("Height of the files, by image", "pixels"),
-    "mean_gray": ("Exposure, by image", "mean grey level of the image: 0 is black, 255 is white"),
+    "mean_gray": ("Exposure, by image", "mean gray level of the image: 0 is black, 255 is white"),
 }
 MAX_CIRCLE_POINTS2 = 260.0
 
 
 def draw_data(canvas: Canvas, data: Mapping[str, Any], exploration: Mapping[str, Any]) -> list[Drawing]:
-    """Draw what the data is made of: counts first, then what the files are like."""
+    """Draw the counts by bone and label, then the sizes and exposure of the files."""
     return [
         *(_draw_amounts(canvas, data["splits"], unit) for unit in UNITS),
         *(_draw_labels(canvas, data["splits"], split, unit) for unit in UNITS for split in SPLIT_COLORS),
@@ -32,7 +32,7 @@ def draw_data(canvas: Canvas, data: Mapping[str, Any], exploration: Mapping[str,
 
 def _draw_amounts(canvas: Canvas, splits: Mapping[str, Any], unit: str) -> Drawing:
     bones = sorted({bone for part in splits.values() for bone in part["by_bone"]})
-    counts = {split: [_count(splits[split], bone, UNITS[unit]) for bone in bones] for split in SPLIT_COLORS}
+    counts = {split: [_count(splits[split], bone, f"num_{UNITS[unit]}") for bone in bones] for split in SPLIT_COLORS}
     with canvas.panel(f"{UNITS[unit].capitalize()} of each bone, by {unit}", _height(bones)) as panel:
         _draw_bars(panel.axes, bones, counts, SPLIT_COLORS)
         panel.axes.set_xlabel(UNITS[unit])
@@ -42,8 +42,8 @@ def _draw_amounts(canvas: Canvas, splits: Mapping[str, Any], unit: str) -> Drawi
 
 def _draw_labels(canvas: Canvas, splits: Mapping[str, Any], split: str, unit: str) -> Drawing:
     bones = list(splits[split]["by_bone"])
-    abnormal = [_count(splits[split], bone, f"{UNITS[unit]}_abnormal") for bone in bones]
-    every = [_count(splits[split], bone, UNITS[unit]) for bone in bones]
+    abnormal = [_count(splits[split], bone, f"num_{UNITS[unit]}_abnormal") for bone in bones]
+    every = [_count(splits[split], bone, f"num_{UNITS[unit]}") for bone in bones]
     counts = {"normal": [n - m for n, m in zip(every, abnormal, strict=True)], "abnormal": abnormal}
     with canvas.panel(f"Labels in {split}, by {unit}", _height(bones)) as panel:
         _draw_bars(panel.axes, bones, counts, LABEL_COLORS)
@@ -55,7 +55,7 @@ def _draw_labels(canvas: Canvas, splits: Mapping[str, Any], split: str, unit: st
 def _draw_bars(
     axes: Axes, bones: Sequence[str], counts: Mapping[str, Sequence[int]], colors: Mapping[str, str]
 ) -> None:
-    """Draw a bar a series for every bone, its count beside it."""
+    """Draw one bar per series for every bone, with its count."""
     for number, (name, values) in enumerate(counts.items()):
         places = [y + (number - 0.5) * 0.36 for y in range(len(bones))]
         axes.barh(places, values, height=0.34, color=colors[name])
@@ -66,7 +66,7 @@ def _draw_bars(
 
 
 def _draw_spread(canvas: Canvas, by_bone: Mapping[str, Any], measure: str) -> Drawing:
-    """Draw a line from least to greatest, a bar over the middle half and a dot on the median."""
+    """Draw a line from minimum to maximum, a bar over the middle half and a dot on the median."""
     title, label = SPREADS[measure]
     with canvas.panel(title, _height(by_bone)) as panel:
         axes = panel.axes
@@ -82,9 +82,9 @@ def _draw_spread(canvas: Canvas, by_bone: Mapping[str, Any], measure: str) -> Dr
 
 
 def _draw_sizes(canvas: Canvas, exploration: Mapping[str, Any]) -> Drawing:
-    """Draw a circle a size, its area the number of images."""
+    """Draw one circle per size, its area proportional to the number of images."""
     step_px, cells = exploration["size_step_px"], exploration["sizes"]
-    most = max(cell["images"] for cell in cells)
+    most = max(cell["num_images"] for cell in cells)
     longest_px = max(max(cell["width_px"], cell["height_px"]) for cell in cells)
     with canvas.panel("Sizes of the files, by image", 4.1) as panel:
         axes = panel.axes
@@ -92,7 +92,7 @@ def _draw_sizes(canvas: Canvas, exploration: Mapping[str, Any]) -> Drawing:
         axes.scatter(
             [cell["width_px"] - step_px / 2 for cell in cells],
             [cell["height_px"] - step_px / 2 for cell in cells],
-            s=[max(3.0, MAX_CIRCLE_POINTS2 * cell["images"] / most) for cell in cells],
+            s=[max(3.0, MAX_CIRCLE_POINTS2 * cell["num_images"] / most) for cell in cells],
             color=BOX_COLOR,
             alpha=0.45,
             linewidth=0,

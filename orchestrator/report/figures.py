@@ -1,6 +1,6 @@
 """The page's figures as SVG text: small panels that a phone can show one below the other.
 
-Every figure names its unit and, over synthetic images, says so. The same report gives the same bytes.
+Every figure names its unit and is labeled if the images are synthetic. The same report gives the same bytes.
 """
 
 import io
@@ -12,27 +12,20 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import roc_curve
 
-from orchestrator.report.summary import (
-    PHANTOM_LABEL,
-    find_best_baseline,
-    list_bone_comparisons,
-    name_family,
-    select_comparisons,
-)
+from orchestrator.report.summary import PHANTOM_LABEL, list_bone_comparisons, select_comparisons
+from orchestrator.run.names import SELECTED_ROUTED, SystemId
 
-# Okabe and Ito's colors, told apart by the color-blind; darkened where thin lines on white need it.
+# Okabe and Ito's colors, distinct to the color-blind; darkened for thin lines on white.
 INK, MUTED, GRID, ALARM = "#1f2a33", "#5f6b76", "#dfe3e8", "#a8320a"
-FAMILY_COLORS = {"baseline": "#8a939c", "specialists": "#d55e00", "selected": "#0072b2"}
+KIND_COLORS = {"baseline": "#8a939c", "specialists": "#d55e00", "selected": "#0072b2"}
 STATE_COLORS = {"COMPLETE": "#0072b2", "PRUNED": "#e69f00", "FAILED": "#a8320a", "RUNNING": "#b4bcc4"}
 STATE_DASHES = {"COMPLETE": "solid", "PRUNED": (0, (4, 2)), "FAILED": (0, (1, 1.5)), "RUNNING": "solid"}
 
-# Laid out with matplotlib's own wide font, shown in the reader's narrower one: nothing can overlap.
+# Laid out with matplotlib's own wide font and shown in the reader's narrower one, so nothing can overlap.
 FONT_STACK = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -70,7 +63,7 @@ class Drawing:
 
 
 class Canvas:
-    """Draws panels of one report: all of them marked where the images are synthetic."""
+    """Draws the panels of one report, all of them labeled if the images are synthetic."""
 
     def __init__(self, *, is_phantom: bool) -> None:
         self.is_phantom = is_phantom
@@ -98,55 +91,55 @@ class Panel:
         self.svg = ""
 
     def drawing(self, name: str, alt: str) -> Drawing:
-        """Name the finished panel."""
+        """Return the finished panel under a name."""
         return Drawing(name=name, alt=alt, svg=self.svg)
 
 
 def _write_svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    with warnings.catch_warnings():  # the reader's fonts may hold what matplotlib's own lacks
+    with warnings.catch_warnings():  # the reader's fonts may have glyphs that matplotlib's own lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue().replace("'DejaVu Sans'", FONT_STACK)
 
 
 def shorten(text: str) -> str:
-    """Cut a name to what fits beside an axis; control characters, which SVG cannot hold, become spaces."""
+    """Cut a name to the space next to an axis; control characters, which SVG does not allow, become spaces."""
     plain = "".join(character if character.isprintable() else " " for character in text)
     return plain if len(plain) <= MAX_LABEL else f"{plain[: MAX_LABEL - 1]}\u2026"
 
 
 def draw_differences(canvas: Canvas, report: Mapping[str, Any]) -> list[Drawing]:
-    """Draw a forest plot a family: filled where the router names the bone, hollow where it is known."""
+    """Draw one forest plot per kind of system and baseline: filled marks are routed, hollow ones know the bone."""
     rows = select_comparisons(report, scope="mean_of_bones", unit="study", metric="auroc")
     rows += list_bone_comparisons(report)
     bounds = [bound for row in rows for bound in (row["ci95"] or [row["difference"] or 0.0])]
     reach = 1.1 * max([0.02, *map(abs, bounds)])
     drawings = []
-    for baseline in dict.fromkeys(row["b"] for row in rows):
-        for family in ("specialists", "selected"):
-            mine = [row for row in rows if name_family(row["a"]) == family and row["b"] == baseline]
+    for baseline in dict.fromkeys(row["reference"] for row in rows):
+        for kind in ("specialists", "selected"):
+            mine = [row for row in rows if SystemId.parse(row["system"]).kind == kind and row["reference"] == baseline]
             if mine:
-                drawings.append(_draw_forest(canvas, mine, family, baseline, reach))
+                drawings.append(_draw_forest(canvas, mine, kind, baseline, reach))
     return drawings
 
 
-def _draw_forest(
-    canvas: Canvas, rows: Sequence[Mapping[str, Any]], family: str, baseline: str, reach: float
-) -> Drawing:
+def _draw_forest(canvas: Canvas, rows: Sequence[Mapping[str, Any]], kind: str, baseline: str, reach: float) -> Drawing:
     bones = [*dict.fromkeys(row["bone"] for row in rows if row["scope"] == "bone"), None]
-    title = f"{family.capitalize()} \u2212 {baseline}"
+    title = f"{kind.capitalize()} \u2212 {baseline}"
     with canvas.panel(title, 1.25 + 0.36 * len(bones)) as panel:
         axes = panel.axes
         axes.axvline(0, color=MUTED, linewidth=0.8)
         axes.axhline(len(bones) - 1.5, color=GRID, linewidth=0.8)
         for y, bone in enumerate(bones):
-            mine = sorted((row for row in rows if row["bone"] == bone), key=lambda row: row["a"])  # the routed one last
+            mine = sorted(
+                (row for row in rows if row["bone"] == bone), key=lambda row: row["system"]
+            )  # the routed one last
             for row in mine:
-                is_routed = row["a"].endswith("_routed")
+                is_routed = SystemId.parse(row["system"]).routing == "routed"
                 place = y + (0.14 if is_routed else -0.14)
-                _draw_interval(axes, row["difference"], row["ci95"], place, FAMILY_COLORS[family], is_filled=is_routed)
-            _write_why(axes, y, [(row["difference"], row["ci95"], row.get("reason")) for row in mine])
+                _draw_interval(axes, row["difference"], row["ci95"], place, KIND_COLORS[kind], is_filled=is_routed)
+            _write_reason(axes, y, [(row["difference"], row["ci95"], row["reason"]) for row in mine])
         axes.set_yticks(range(len(bones)), ["mean over bones" if b is None else shorten(b) for b in bones])
         axes.get_yticklabels()[-1].set_fontweight("bold")
         axes.set(xlim=(-reach, reach), ylim=(len(bones) - 0.4, -0.6))
@@ -156,8 +149,8 @@ def _draw_forest(
         axes.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
         axes.spines["left"].set_visible(False)
     return panel.drawing(
-        f"differences_{family}_{baseline}",
-        f"Study-level AUROC differences of {family} and {baseline}, bone by bone; the tables give the figures",
+        f"differences_{kind}_{baseline}",
+        f"Study-level AUROC differences of {kind} and {baseline}, bone by bone; the tables give the figures",
     )
 
 
@@ -171,8 +164,10 @@ def _draw_interval(
     axes.plot(value, y, "o", markersize=5.5, color=color, markerfacecolor=color if is_filled else "white")
 
 
-def _write_why(axes: Axes, y: float, marks: Sequence[tuple[float | None, Sequence[float] | None, str | None]]) -> None:
-    """Say once a row why marks or intervals are missing: (value, interval, why) of each, the filled one last."""
+def _write_reason(
+    axes: Axes, y: float, marks: Sequence[tuple[float | None, Sequence[float] | None, str | None]]
+) -> None:
+    """Write once per row why marks or intervals are missing: (value, interval, reason) of each, the filled one last."""
     lacking = [(value, str(reason)) for value, ci95, reason in marks if ci95 is None]
     if not lacking:
         return
@@ -189,23 +184,20 @@ _NOTE: dict[str, Any] = {"fontsize": 8, "fontstyle": "italic", "color": MUTED}
 
 
 def draw_bones(canvas: Canvas, report: Mapping[str, Any]) -> list[Drawing]:
-    """Draw AUROC and kappa by true bone, the served system beside the best baseline."""
-    best_baseline = find_best_baseline(report)
-    systems = [name for name in (best_baseline, "selected_routed") if name]
+    """Draw AUROC and kappa by true bone, for the best baseline and the selected system."""
+    systems = (report["best_baseline"], str(SELECTED_ROUTED))
     drawings = []
     for metric, label in (("auroc", "AUROC"), ("kappa", "kappa")):
-        bones = list(report["systems"]["selected_routed"]["by_bone"])
+        bones = list(report["systems"][systems[-1]]["by_bone"])
         with canvas.panel(f"{label} by bone, by study", 1.2 + 0.36 * len(bones)) as panel:
             axes = panel.axes
             axes.axvline(0.5 if metric == "auroc" else 0, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
             for y, bone in enumerate(bones):
                 estimates = [report["systems"][name]["by_bone"][bone]["study"][metric] for name in systems]
                 for number, (name, estimate) in enumerate(zip(systems, estimates, strict=True)):
-                    place, color = y + (0.14 if number else -0.14), FAMILY_COLORS[name_family(name)]
-                    _draw_interval(
-                        axes, estimate["value"], estimate["ci95"], place, color, is_filled=name == "selected_routed"
-                    )
-                _write_why(axes, y, [(e["value"], e["ci95"], e.get("reason")) for e in estimates])
+                    place, color = y + (0.14 if number else -0.14), KIND_COLORS[SystemId.parse(name).kind]
+                    _draw_interval(axes, estimate["value"], estimate["ci95"], place, color, is_filled=number == 1)
+                _write_reason(axes, y, [(e["value"], e["ci95"], e.get("reason")) for e in estimates])
             axes.set_yticks(range(len(bones)), [shorten(bone) for bone in bones])
             axes.set(ylim=(len(bones) - 0.4, -0.6), xlabel=f"study-level {label} on test, 95% CI")
             axes.set_xlim(right=1.02)
@@ -216,24 +208,19 @@ def draw_bones(canvas: Canvas, report: Mapping[str, Any]) -> list[Drawing]:
     return drawings
 
 
-def draw_roc(canvas: Canvas, report: Mapping[str, Any], predictions: pd.DataFrame) -> list[Drawing]:
-    """Draw ROC curves by image, all bones first; a bone with one label on test has none."""
-    parts = [("all bones", predictions), *((str(bone), rows) for bone, rows in predictions.groupby("bone"))]
+def draw_roc(canvas: Canvas, panels: Sequence[Mapping[str, Any]]) -> list[Drawing]:
+    """Draw the ROC curves by image, all bones first."""
     drawings = []
-    for number, (part, rows) in enumerate(parts):
-        if rows["label"].nunique() < 2:
-            continue
-        num_abnormal = int(rows["label"].sum())
+    for number, roc in enumerate(panels):
+        part = "all bones" if roc["bone"] is None else roc["bone"]
         with canvas.panel(shorten(part), 3.4, 3.2) as panel:
             axes = panel.axes
             axes.plot([0, 1], [0, 1], color=GRID, linewidth=1)
-            for name, width in ((find_best_baseline(report), 4.0), ("selected_routed", 1.3)):
-                if name is None:
-                    continue
-                false_rate, true_rate, _ = roc_curve(rows["label"], rows[f"p_{name}"])
-                color = FAMILY_COLORS[name_family(name)]
-                axes.plot(false_rate, true_rate, color=color, linewidth=width)
-            counts = f"{num_abnormal} abnormal, {len(rows) - num_abnormal} normal"
+            for name, curve in roc["curves"].items():
+                kind = SystemId.parse(name).kind
+                width = 4.0 if kind == "baseline" else 1.3
+                axes.plot(curve["false_positive_rate"], curve["sensitivity"], color=KIND_COLORS[kind], linewidth=width)
+            counts = f"{roc['num_abnormal']} abnormal, {roc['num_normal']} normal"
             axes.text(0.98, 0.04, counts, ha="right", **_NOTE)
             axes.set(xlabel="1 \u2212 specificity, by image", ylabel="sensitivity, by image")
             axes.set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=_FIFTHS, yticks=_FIFTHS)
@@ -245,7 +232,7 @@ _FIFTHS = (0, 0.2, 0.4, 0.6, 0.8, 1)
 
 
 def draw_confusions(canvas: Canvas, router: Mapping[str, Any]) -> list[Drawing]:
-    """Draw the router's confusion by image and by study; a row's shades add up to one."""
+    """Draw the router's confusion by image and by study; the shades of a row sum to one."""
     classes = [shorten(bone) for bone in router["classes"]]
     drawings = []
     for unit in ("image", "study"):
@@ -260,7 +247,7 @@ def draw_confusions(canvas: Canvas, router: Mapping[str, Any]) -> list[Drawing]:
             turn: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if is_narrow else {}
             axes.set_xticks(range(len(classes)), classes, **turn)
             axes.set_yticks(range(len(classes)), classes)
-            axes.set(xlabel=f"bone named by the router ({unit} counts)", ylabel="true bone")
+            axes.set(xlabel=f"bone predicted by the router ({unit} counts)", ylabel="true bone")
             axes.spines[:].set_visible(False)
             if len(classes) <= CELL_TEXT_MAX_CLASSES:
                 for (true, named), count in np.ndenumerate(counts_CC):

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.report.figures import ALARM, GRID, INK, MUTED, STATE_COLORS, STATE_DASHES, Canvas, Drawing, shorten
+from orchestrator.run.names import SearchId, specialist_target
 
 METRIC_LABELS = {"auroc": "AUROC", "macro_f1": "macro F1", "image_accuracy": "accuracy at 0.5"}
 METRICS_BY_IMAGE = ("macro_f1", "image_accuracy")
@@ -22,19 +23,19 @@ WINNER_PANEL = {"height_inches": 2.2, "width_inches": 2.6}
 def draw_learning_curves(
     canvas: Canvas, report: Mapping[str, Any], winners: Mapping[str, Mapping[str, Any]], trials: pd.DataFrame
 ) -> list[Drawing]:
-    """Draw a panel a search: its metric on dev by epoch, a line a trial, the winner's thick."""
+    """Draw one panel per search: its dev metric by epoch, one line per trial, the winner's thick."""
     drawings = []
     for number, search in enumerate(report["run"]["searches"]):
         rows = trials[trials["search"] == search]
-        metric = "macro_f1" if is_router(search) else report["run"]["config"]["metric"]
+        metric = "macro_f1" if SearchId.parse(search).is_router else report["run"]["config"]["metric"]
         winner = winners.get(search, {}).get("trial")
-        with canvas.panel(shorten_search(search), **SEARCH_PANEL) as panel:
+        with canvas.panel(str(shorten_search(search)), **SEARCH_PANEL) as panel:
             axes = panel.axes
             for trial, epochs in rows.groupby("trial"):
                 _draw_curve(axes, epochs, f"dev_{metric}", is_winner=trial == winner)
             unit = "image" if metric in METRICS_BY_IMAGE else "study"
             axes.set_ylabel(f"{METRIC_LABELS.get(metric, metric)} on dev, by {unit}")
-            _dress(axes, report["run"]["searches"][search]["max_epochs"])
+            _finish(axes, report["run"]["searches"][search]["max_epochs"])
             if not winner:
                 axes.text(0.5, 0.5, "no winner", transform=axes.transAxes, ha="center", color=ALARM)
         drawings.append(panel.drawing(f"learning_curves_{number:02d}", f"Learning curves of {search}"))
@@ -44,9 +45,9 @@ def draw_learning_curves(
 def draw_winner_curves(
     canvas: Canvas, report: Mapping[str, Any], winners: Mapping[str, Mapping[str, Any]], trials: pd.DataFrame
 ) -> list[Drawing]:
-    """Draw two panels a search winner: loss, then accuracy, on train and dev, by image.
+    """Draw two panels per search winner: loss, then accuracy, on train and dev, by image.
 
-    A ring marks the epoch whose weights were kept, where selected.json names one.
+    A ring marks the epoch whose weights were kept, if selected.json names one.
     """
     drawings = []
     for number, search in enumerate(report["run"]["searches"]):
@@ -54,32 +55,27 @@ def draw_winner_curves(
             continue
         winner = winners[search]
         epochs = trials[trials["trial"] == winner["trial"]]
-        title = shorten_search(search).replace("/", "/\n")
-        dev_accuracy = "dev_accuracy" if is_router(search) else "dev_image_accuracy"
+        short = shorten_search(search)
+        title = f"{short.target}/\n{short.recipe}"
+        dev_accuracy = "dev_accuracy" if short.is_router else "dev_image_accuracy"
         for measure, dev in (("loss", "dev_loss"), ("accuracy", dev_accuracy)):
             with canvas.panel(title, **WINNER_PANEL) as panel:
                 for part, column in (("train", f"train_{measure}"), ("dev", dev)):
                     _draw_part(panel.axes, epochs, column, part, kept_epoch=winner.get("kept_epoch"))
                 panel.axes.set_ylabel(f"{measure}, by image")
-                _dress(panel.axes, report["run"]["searches"][search]["max_epochs"])
+                _finish(panel.axes, report["run"]["searches"][search]["max_epochs"])
             name = f"winner_{measure}_{number:02d}"
             drawings.append(panel.drawing(name, f"{measure.capitalize()} of the winner of {search} on train and dev"))
     return drawings
 
 
-def is_router(search: str) -> bool:
-    """Return whether a search trains a router, which is judged by image and by macro F1."""
-    return search.startswith("router/")
+def shorten_search(search: str) -> SearchId:
+    """Cut the bone in a search's name."""
+    found = SearchId.parse(search)
+    return found if found.bone is None else SearchId(specialist_target(shorten(found.bone)), found.recipe)
 
 
-def shorten_search(search: str) -> str:
-    """Cut the bone in a search's name, keep its recipe."""
-    target, _, recipe = search.rpartition("/")
-    kind, colon, bone = target.partition(":")
-    return f"{kind}{colon}{shorten(bone)}/{recipe}"
-
-
-def _dress(axes: Axes, num_epochs: int) -> None:
+def _finish(axes: Axes, num_epochs: int) -> None:
     axes.set_xlabel("epoch")
     axes.set_xlim(0.5, num_epochs + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -12,45 +12,45 @@ from orchestrator.report.summary import (
     PHANTOM_LABEL,
     Headline,
     count_bones_without,
-    describe_audit,
     format_published,
     format_value,
     list_headlines,
+    summarize_audit,
 )
 from orchestrator.run.directory import RunDir
-from orchestrator.run.files import read_json
+from orchestrator.run.report_schema import read_report
 
 COLUMNS = {"study": ("auroc", "kappa"), "image": ("auroc", "accuracy")}
 MIN_WIDTH = 80
 
 
 def print_summary(rundir: RunDir, console: Console) -> None:
-    """Print every system's test figures, the headline and where the rest is."""
-    report = read_json(rundir.report_json)
+    """Print every system's test figures, the headline and the paths of report and bundle."""
+    report = read_report(rundir.report_json)
     mark = f" ({PHANTOM_LABEL})" if report["data"]["is_phantom"] else ""
     for unit, metrics in COLUMNS.items():
-        _say(console, f"\nTest by {unit}, all bones pooled, 95% CI{mark}")
+        _print(console, f"\nTest by {unit}, all bones pooled, 95% CI{mark}")
         console.print(_tabulate(report["systems"], unit, metrics), width=max(console.width, MIN_WIDTH), crop=False)
-    _say(console, f"\nHeadline{mark}\nstudy AUROC on test, mean over bones of within-bone differences")
+    _print(console, f"\nHeadline{mark}\nstudy-level AUROC on test, mean over bones of within-bone differences")
     for headline in list_headlines(report):
-        _say(console, _describe(headline))
+        _print(console, _format_headline(headline))
         if headline.without_specialist:
-            _say_wrapped(console, f"{count_bones_without(headline)} ({', '.join(headline.without_specialist)})")
+            _print_wrapped(console, f"{count_bones_without(headline)} ({', '.join(headline.without_specialist)})")
         if headline.caveat:
-            _say_wrapped(console, headline.caveat)
+            _print_wrapped(console, headline.caveat)
     if report["router"]:
-        _say(console, f"\nRouter: macro F1 {report['router']['image']['macro_f1']:.3f} by image")
+        _print(console, f"\nRouter: macro F1 {report['router']['image']['macro_f1']:.3f} by image")
     if report["paper"] is not None:
         _print_paper(report["paper"], mark, console)
     if report["run"]["audit"] and report["run"]["audit"]["trials"]:
-        _say_wrapped(console, "\n" + to_ascii(describe_audit(report["run"])))
-    _say(console, f"Report: {rundir.report_html.resolve()}")
-    _say(console, f"Bundle: {rundir.bundle.resolve()}")
+        _print_wrapped(console, "\n" + to_ascii(summarize_audit(report["run"])))
+    _print(console, f"Report: {rundir.report_html.resolve()}")
+    _print(console, f"Bundle: {rundir.bundle.resolve()}")
 
 
 def _print_paper(rows: Sequence[Mapping[str, Any]], mark: str, console: Console) -> None:
-    """Print the paper's figures beside ours, and below them why some of ours are missing."""
-    _say(console, f"\nBeside the paper: image-level test accuracy at 0.5{mark}")
+    """Print the paper's figures next to ours, then why some of ours are missing."""
+    _print(console, f"\nComparison with the paper: image-level test accuracy at 0.5{mark}")
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     for name in ("section", "system"):
         table.add_column(name, no_wrap=True)
@@ -58,19 +58,19 @@ def _print_paper(rows: Sequence[Mapping[str, Any]], mark: str, console: Console)
     for name in ("paper", "ours [95% CI]"):
         table.add_column(name, no_wrap=True)
     for row in rows:
-        section = row["section"].split(",")[0]  # the bone says the rest
+        section = row["section"].split(",")[0]  # the column of bones has the rest
         ours = "-" if row["ours"]["value"] is None else format_estimate(row["ours"])
         bone = Text("all" if row["bone"] is None else row["bone"])
         table.add_row(section, row["system"], bone, to_ascii(format_published(row["published"])), ours)
     console.print(table, width=max(console.width, MIN_WIDTH), crop=False)
     for row in (row for row in rows if row["ours"]["value"] is None):
         whom = row["system"] if row["bone"] is None else row["bone"]
-        _say_wrapped(console, f"{row['section']}, {whom}: no figure, {row['ours']['reason']}")
-    _say_wrapped(console, " ".join(PAPER_NOTES))
+        _print_wrapped(console, f"{row['section']}, {whom}: no figure, {row['ours']['reason']}")
+    _print_wrapped(console, " ".join(PAPER_NOTES))
 
 
 def format_estimate(estimate: dict[str, Any]) -> str:
-    """Write a value with its interval."""
+    """Format a value with its interval."""
     if estimate["value"] is None:
         return f"-      {estimate['reason']}"
     value = to_ascii(format_value(estimate["value"]))
@@ -81,7 +81,7 @@ def format_estimate(estimate: dict[str, Any]) -> str:
 
 
 def to_ascii(text: str) -> str:
-    """Write minus and dash as every terminal's encoding knows them."""
+    """Replace minus and dash by characters that every terminal's encoding has."""
     return text.replace("\u2212", "-").replace("\u2013", "-")
 
 
@@ -95,16 +95,16 @@ def _tabulate(systems: dict[str, Any], unit: str, metrics: tuple[str, ...]) -> T
     return table
 
 
-def _describe(headline: Headline) -> str:
+def _format_headline(headline: Headline) -> str:
     bounds = f"95% CI {headline.interval}" if headline.interval else f"no interval: {headline.reason}"
     return to_ascii(
         f"{headline.system} against {headline.baseline}:\n  {headline.difference}, {bounds}: {headline.verdict}"
     )
 
 
-def _say(console: Console, text: str) -> None:
+def _print(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _say_wrapped(console: Console, text: str) -> None:
+def _print_wrapped(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, width=max(console.width, MIN_WIDTH))

@@ -15,8 +15,8 @@ from mura_models.errors import ConfigError
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.files import read_json, write_json
+from orchestrator.run.report_schema import SCHEMA, check_schema, read_report
 
-SCHEMA = 1
 PACKAGES = (
     "torch",
     "torchvision",
@@ -38,7 +38,8 @@ def open_run(rundir: RunDir, config: RunConfig, dataset: DataSet) -> None:
     """
     identity = {"config": config.to_json(), "data_fingerprint": dataset.fingerprint()}
     if rundir.run_json.exists():
-        differences = find_differences(read_json(rundir.run_json), identity)
+        there = check_schema(rundir.run_json, read_json(rundir.run_json))
+        differences = find_differences(there, identity)
         if differences:
             raise ConfigError(
                 f"{rundir.root} holds another run: {'; '.join(differences)}; give another --run-dir, or --fresh"
@@ -57,6 +58,7 @@ def check_finished(rundir: RunDir) -> None:
     if missing:
         remedy = "run it anew, by run_study.py with --fresh" if rundir.report_json.is_file() else "finish the run first"
         raise ConfigError(f"run-dir={rundir.root}: has no {missing[0]}; {remedy}")
+    read_report(rundir.report_json)
     for path in objects:
         read_json(path)
     for path in tables:

@@ -23,6 +23,7 @@ from ray_helpers import (
     wait_until,
     write_images,
 )
+from report_factories import check_report
 
 from orchestrator.cli import main, run_command
 
@@ -95,7 +96,8 @@ def test_a_run_writes_a_prediction_for_every_test_image(finished: Path, images: 
 
 def test_a_run_writes_a_report_with_the_keys_of_the_contract(finished: Path) -> None:
     report = read_json(finished / "report.json")
-    assert report["schema"] == 1
+    check_report(report)
+    assert report["schema"] == 2
     assert {"run", "data", "router", "systems", "selected", "comparisons"} <= set(report)
     assert report["run"]["images_decoded"] == report["run"]["images_embedded"] == 192
     assert report["router"]["classes"] == list(BONES)
@@ -114,13 +116,13 @@ def test_a_run_writes_a_report_with_the_keys_of_the_contract(finished: Path) -> 
             expected = {"target", "recipe", "trial", "lr_schedule", "lr", "dev", "threshold", "temperature", "reason"}
             assert set(selected) == expected
     for comparison in report["comparisons"]:
-        assert {"a", "b", "bone", "unit", "metric", "difference", "ci95", "p"} <= set(comparison)
-        assert {comparison["a"], comparison["b"]} <= SYSTEMS
+        assert {"system", "reference", "bone", "unit", "metric", "difference", "ci95", "p"} <= set(comparison)
+        assert {comparison["system"], comparison["reference"]} <= SYSTEMS
 
 
 def test_a_run_shows_its_data_before_it_trains(finished: Path) -> None:
     exploration = read_json(finished / "exploration.json")
-    assert exploration["overall"] | {"images": 192, "modes": {"L": 192}} == exploration["overall"]
+    assert exploration["overall"] | {"num_images": 192, "modes": {"L": 192}} == exploration["overall"]
     assert exploration["data"] == read_json(finished / "report.json")["data"]
     assert "192 images of 2 bones" in (finished / "data.html").read_text(encoding="utf-8")
     assert (finished / "data.html").stat().st_mtime_ns < (finished / "plan.csv").stat().st_mtime_ns

@@ -36,7 +36,7 @@ def write(clinic: Clinic, name: str, text: str = "") -> None:
 def write_run(clinic: Clinic, **changes: str) -> None:
     """Write what `mura report` reads, but for `changes`."""
     for name in ("report.json", "selected.json", "exploration.json", "trials.parquet", "predictions.parquet"):
-        write(clinic, f"run/{name}", changes.get(name.partition(".")[0], "{}"))
+        write(clinic, f"run/{name}", changes.get(name.partition(".")[0], '{"schema": 2}'))
 
 
 FINETUNE = ("--recipes", "finetune")
@@ -171,6 +171,16 @@ OPTIONS: dict[str, Rejection] = {
     "a report of a file": mura("run-dir=0.png: has no report.json", "report", "--run-dir", "0.png"),
     "a report of a damaged run": mura(
         "report.json: damaged", "report", "--run-dir", "run", make=lambda clinic: write_run(clinic, report="{")
+    ),
+    "a report of an older version": mura(
+        "report.json: has schema 1, not 2; use mura-study 0.1 for this run, or start a new one with --fresh",
+        *("report", "--run-dir", "run"),
+        make=lambda clinic: write_run(clinic, report='{"schema": 1}'),
+    ),
+    "a run directory of an older version": run(
+        "run.json: has schema 1, not 2; use mura-study 0.1 for this run, or start a new one with --fresh",
+        *("--run-dir", "run"),
+        make=lambda clinic: write(clinic, "run/run.json", '{"schema": 1}'),
     ),
     "a report of damaged tables": mura("trials.parquet: damaged", "report", "--run-dir", "run", make=write_run),
     # Corrections.

@@ -110,7 +110,7 @@ def test_a_run_waits_for_a_disk_that_fills_during_the_search_and_then_reports_it
     assert_same_results(whole, run_dir)
 
 
-@pytest.mark.parametrize("step", ["conclude", "render_report"])
+@pytest.mark.parametrize("step", ["evaluate", "render_report"])
 def test_a_disk_that_is_full_when_the_report_is_written_is_reported_in_one_line(
     user: User, disk: Path, options: tuple[object, ...], step: str
 ) -> None:

@@ -76,7 +76,7 @@ def test_each_bone_has_the_sizes_modes_and_exposure_of_its_images():
     for bone, measures in [*found.by_bone.items(), (None, found.overall)]:
         is_mine = np.ones(len(manifest), bool) if bone is None else (manifest["bone"] == bone).to_numpy()
         rows, grays = manifest[is_mine], images_NHW[is_mine].reshape(is_mine.sum(), -1).mean(axis=1)
-        assert measures.images == is_mine.sum()
+        assert measures.num_images == is_mine.sum()
         for spread, values in [
             (measures.width_px, rows["width"]),
             (measures.height_px, rows["height"]),
@@ -98,7 +98,7 @@ def test_grey_levels_are_the_same_in_parts(monkeypatch):
 def test_two_rows_of_one_file_count_twice():
     manifest, images, _ = make_data()
     twice = pd.concat([manifest, manifest.iloc[:1].assign(path="again.png")], ignore_index=True)
-    assert explore(twice, images, STRETCH, seed=0).overall.images == len(manifest) + 1
+    assert explore(twice, images, STRETCH, seed=0).overall.num_images == len(manifest) + 1
 
 
 def test_every_image_lies_in_one_cell_of_the_grid_of_sizes():
@@ -108,8 +108,8 @@ def test_every_image_lies_in_one_cell_of_the_grid_of_sizes():
     assert len({cell.width_px for cell in found.sizes} | {cell.height_px for cell in found.sizes}) <= 32
     for cell in found.sizes:
         widths, heights = cell.width_px - manifest["width"], cell.height_px - manifest["height"]
-        assert (widths.between(0, step_px - 1) & heights.between(0, step_px - 1)).sum() == cell.images
-    assert sum(cell.images for cell in found.sizes) == len(manifest)
+        assert (widths.between(0, step_px - 1) & heights.between(0, step_px - 1)).sum() == cell.num_images
+    assert sum(cell.num_images for cell in found.sizes) == len(manifest)
 
 
 def test_samples_are_train_images_of_different_patients():
@@ -147,7 +147,7 @@ def test_a_thumbnail_has_the_proportions_of_its_file_and_no_margin(preprocessing
 def test_a_look_leaves_its_figures_images_and_page(looked):
     folder, page = looked
     exploration = read_json(folder / "exploration.json")
-    assert exploration["data"]["splits"]["train"]["images"] == 32
+    assert exploration["data"]["splits"]["train"]["num_images"] == 32
     assert [sample["file"] for sample in exploration["samples"]] == list_names(folder / "samples")
     images = [image for image in page.images if image["src"].startswith("data:image/png;base64,")]
     assert len(images) == len(exploration["samples"]) == 16
@@ -186,7 +186,7 @@ def test_names_with_markup_stay_text(tmp_path):
     page = look(RunDir(tmp_path), bones=(NASTY, "hip"), corrections=summary)
     assert "script" not in page.tags
     assert NASTY in page.text
-    assert "fixes.csv, 3 rows: 5 images got another label, 1 were labelled so already" in page.text
+    assert "fixes.csv, 3 rows: 5 images got another label, 1 had that label already" in page.text
     assert "5 <i>reader</i>" in page.text
 
 
@@ -201,7 +201,7 @@ def test_a_continued_run_keeps_its_look_and_renders_the_page_again(tmp_path):
     rundir = RunDir(tmp_path)
     look(rundir)
     kept = read_json(rundir.exploration)
-    kept["by_bone"]["hand"]["images"] = 4711
+    kept["by_bone"]["hand"]["num_images"] = 4711
     rundir.exploration.write_text(json.dumps(kept))
     rundir.data_html.unlink()
     assert "hand 4,711" in look(rundir).text
@@ -218,4 +218,4 @@ def test_a_bone_without_test_images_has_its_row(tmp_path):
     page = Page((tmp_path / "data.html").read_text(encoding="utf-8"))
     assert "train hip 16" in page.text
     assert "test hip" not in page.text
-    assert "Nothing: every file could be used." in page.text
+    assert "None: every file could be used." in page.text

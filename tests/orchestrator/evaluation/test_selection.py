@@ -1,4 +1,4 @@
-"""From trials to what serves each bone, on dev rows alone."""
+"""From trials to the selected model of each bone, on dev rows alone."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,17 +16,22 @@ from mura_models.evaluation.metrics import score
 from mura_models.inference.assembly import FROZEN, Network
 from mura_models.training.dev_metrics import to_classes_array
 from mura_models.training.probe import ProbeTraining
-from orchestrator.evaluation import selection as aggregate
+from orchestrator.evaluation import selection
+from orchestrator.evaluation.report_data import write_selected
 from orchestrator.evaluation.selection import (
     assemble,
-    choose_selected,
-    describe_selected,
-    find_best_baseline,
-    find_best_router,
+    list_selected_models,
+    score_routers,
+    select_best_baseline,
+    select_best_router,
+    select_models,
 )
 from orchestrator.run.config import RunConfig
+from orchestrator.run.directory import RunDir
+from orchestrator.run.files import read_json
 from orchestrator.search.plan import make_plan
 from orchestrator.search.search_data import gather_data
+from orchestrator.search.stages import SearchResults
 from orchestrator.search.winners import DevRows, TrialScore, Winner, pick_winner, rank_trials
 from orchestrator.search.winners import make_winner as make_trial_winner
 
@@ -38,7 +43,7 @@ PLAN = make_plan(CONFIG, MANIFEST)
 BONES = ("elbow", "hand", "wrist")
 LINEAR, MLP, HAND = "baseline/linear_probe", "baseline/mlp_probe", "specialist:hand/mlp_probe"
 S = "s/mlp_probe"
-TOO_FEW = "baseline: dev has too few rows to tell"
+TOO_FEW = "baseline: too few dev rows for a comparison"
 
 
 def gather():
@@ -64,7 +69,7 @@ def write_line(trial, score, *, epoch=5, state="COMPLETE", search=S):
 
 
 def make_winner(search, *, skill, folds=(0, 1, 2)):
-    """Return a winner whose dev rows tell the labels apart by `skill`; equal noise on equal rows."""
+    """Return a winner whose dev logits separate the labels by `skill`; equal noise on equal rows."""
     data, trial = DATA[search], PLAN.of_search(search)[0]
     noise = np.random.default_rng(0).normal(size=len(data.features_NVD))[data.rows]
     logits = (skill * (data.labels - 0.5) + noise)[:, None]
@@ -76,7 +81,7 @@ def make_winner(search, *, skill, folds=(0, 1, 2)):
 
 
 def make_router(*, skill, recipe="linear_probe", folds=(0, 1, 2)):
-    """Return a router that names the bones by `skill`."""
+    """Return a router whose dev logits separate the bones by `skill`."""
     search = "router/linear_probe"
     data, trial = DATA[search], PLAN.of_search(search)[0]
     noise = np.random.default_rng(1).normal(size=(len(data.rows), 3))
@@ -88,10 +93,10 @@ def make_router(*, skill, recipe="linear_probe", folds=(0, 1, 2)):
     return Winner(trial=trial, standing=standing, shipped=(), networks=networks, dev=dev, model=None)
 
 
-def serve(*winners, bones=BONES):
-    """Choose what serves the bones."""
+def select(*winners, bones=BONES):
+    """Select the models of the bones."""
     named = {winner.search: winner for winner in winners}
-    return choose_selected(CONFIG, PLAN.untrainable, named, bones)
+    return select_models(CONFIG, PLAN.untrainable, named, bones)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +117,7 @@ def test_the_winner_is_the_trial_with_the_best_last_epoch(lines, best):
     assert pick_winner(lines, S, "dev_auroc").trial == f"{S}/{best}"
 
 
-def test_where_the_best_epoch_is_shipped_it_is_the_one_that_counts():
+def test_if_the_best_epoch_is_kept_it_is_the_one_that_counts():
     lines = [write_line("000", value, epoch=epoch) for epoch, value in ((1, 0.7), (2, 0.9), (3, 0.9), (4, 0.6))]
     for line in lines[:3]:
         line["state"] = "RUNNING"
@@ -129,7 +134,7 @@ def test_a_search_whose_trials_all_failed_has_no_winner(lines):
 
 
 @pytest.mark.parametrize("state", ["COMPLETE", "PRUNED"])
-def test_a_search_whose_metric_does_not_exist_says_so(state):
+def test_a_search_whose_metric_does_not_exist_is_reported(state):
     lines = [write_line("000", None, state=state), write_line("001", None, state="FAILED")]
     with pytest.raises(RunError, match=f"{S}: dev_auroc does not exist on its dev rows"):
         pick_winner(lines, S, "dev_auroc")
@@ -156,16 +161,16 @@ def test_a_winner_is_calibrated_on_its_own_dev_rows():
         assert score(winner.rate_studies([0, 1, 2]))["auroc"] == pytest.approx(expected)
 
 
-def test_a_specialist_that_is_clearly_better_serves_its_bone_alone():
-    selected = serve(make_winner(MLP, skill=0.2), make_winner(HAND, skill=5))
+def test_a_specialist_that_is_clearly_better_is_selected_for_its_bone_alone():
+    selected = select(make_winner(MLP, skill=0.2), make_winner(HAND, skill=5))
     assert selected["hand"].model == HAND
     assert selected["hand"].reason.startswith("specialist: paired dev gain in auroc over the best baseline +")
     assert selected["elbow"].model == selected["wrist"].model == MLP
 
 
 @pytest.mark.parametrize("skill", [0.2, 2.0])
-def test_a_specialist_no_better_than_the_baseline_does_not_serve(skill):
-    selected = serve(make_winner(MLP, skill=2), make_winner(HAND, skill=skill))
+def test_a_specialist_no_better_than_the_baseline_is_not_selected(skill):
+    selected = select(make_winner(MLP, skill=2), make_winner(HAND, skill=skill))
     assert selected["hand"].model == MLP
     assert selected["hand"].reason.startswith("baseline: paired dev gain")
 
@@ -184,11 +189,11 @@ def test_a_specialist_no_better_than_the_baseline_does_not_serve(skill):
     ],
 )
 def test_the_gain_must_be_above_one_standard_error(monkeypatch, gain, error, is_selected):
-    monkeypatch.setattr(aggregate, "standard_error_of_gain", lambda *_: (gain, error))
-    selected = serve(make_winner(MLP, skill=1), make_winner(HAND, skill=1))
+    monkeypatch.setattr(selection, "standard_error_of_gain", lambda *_: (gain, error))
+    selected = select(make_winner(MLP, skill=1), make_winner(HAND, skill=1))
     assert (selected["hand"].model == HAND) is bool(is_selected)
-    told = f"{gain:+.4f}, standard error {error:.4f}"
-    assert (TOO_FEW if is_selected is None else told) in selected["hand"].reason
+    figures = f"{gain:+.4f}, standard error {error:.4f}"
+    assert (TOO_FEW if is_selected is None else figures) in selected["hand"].reason
 
 
 def keep_studies(winner, bone, num_of_label):
@@ -203,46 +208,46 @@ def keep_studies(winner, bone, num_of_label):
 @pytest.mark.parametrize(
     ("num_normal", "num_abnormal", "is_selected"), [(2, 2, False), (9, 15, False), (15, 9, False), (10, 10, True)]
 )
-def test_a_specialist_needs_ten_dev_studies_of_each_label_to_serve(num_normal, num_abnormal, is_selected):
-    """Two and two told apart by the one and not by the other would be a gain of 1.0 without an error."""
+def test_a_specialist_needs_ten_dev_studies_of_each_label_to_be_selected(num_normal, num_abnormal, is_selected):
+    """Two and two separated by the one and not by the other would be a gain of 1.0 without an error."""
     kept = "hand", (num_normal, num_abnormal)
-    selected = serve(keep_studies(make_winner(MLP, skill=-1), *kept), keep_studies(make_winner(HAND, skill=6), *kept))
+    selected = select(keep_studies(make_winner(MLP, skill=-1), *kept), keep_studies(make_winner(HAND, skill=6), *kept))
     assert (selected["hand"].model == HAND) is is_selected
     assert (selected["hand"].reason == TOO_FEW) is not is_selected
 
 
-def test_a_specialist_needs_dev_studies_of_five_patients_of_each_label_to_serve():
+def test_a_specialist_needs_dev_studies_of_five_patients_of_each_label_to_be_selected():
     def of_patients(num, winner):
         dev = winner.dev
         return replace(winner, dev=replace(dev, patients=np.where(dev.labels == 1, dev.patients % num, dev.patients)))
 
     baseline, hand = make_winner(MLP, skill=-1), make_winner(HAND, skill=6)
-    assert serve(of_patients(4, baseline), of_patients(4, hand))["hand"].reason == TOO_FEW
-    assert serve(of_patients(5, baseline), of_patients(5, hand))["hand"].model == HAND
+    assert select(of_patients(4, baseline), of_patients(4, hand))["hand"].reason == TOO_FEW
+    assert select(of_patients(5, baseline), of_patients(5, hand))["hand"].model == HAND
 
 
-def test_a_baseline_that_too_few_rows_judged_does_not_replace_another():
+def test_a_baseline_evaluated_on_too_few_rows_does_not_replace_another():
     everywhere, once = make_winner(LINEAR, skill=-1), make_winner(MLP, skill=9, folds=(0,))
-    assert find_best_baseline(CONFIG, {LINEAR: everywhere, MLP: once}) is once
+    assert select_best_baseline(CONFIG, {LINEAR: everywhere, MLP: once}) is once
     few = once
     for bone in BONES:
         few = keep_studies(few, bone, (3, 3))
         everywhere = keep_studies(everywhere, bone, (3, 3))
-    assert find_best_baseline(CONFIG, {LINEAR: everywhere, MLP: few}) is everywhere
+    assert select_best_baseline(CONFIG, {LINEAR: everywhere, MLP: few}) is everywhere
 
 
 def set_threshold(winner, threshold):
-    """Return a winner that ships another threshold."""
+    """Return a winner that exports another threshold."""
     calibration = replace(winner.model.calibration, threshold=threshold)
     return replace(winner, model=replace(winner.model, calibration=calibration))
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "kappa", "image_accuracy"])
 def test_a_specialist_does_not_win_by_a_threshold_set_on_the_rows_compared(metric):
-    """The same logits: what the baseline ships is right for all bones together, and wrong for this one."""
+    """The same logits: the baseline's own threshold is right for all bones together, and wrong for this one."""
     baseline, hand = set_threshold(make_winner(MLP, skill=1), 0.8), make_winner(HAND, skill=1)
     own = calibrate(hand.dev.logits[:, 0], hand.dev.labels, hand.dev.studies)
-    selected = choose_selected(
+    selected = select_models(
         replace(CONFIG, metric=metric),
         PLAN.untrainable,
         {MLP: baseline, HAND: set_threshold(hand, own.threshold)},
@@ -250,35 +255,35 @@ def test_a_specialist_does_not_win_by_a_threshold_set_on_the_rows_compared(metri
     )
     assert selected["hand"].model == MLP
     assert "best baseline +0.0000, standard error 0.0000" in selected["hand"].reason
-    assert selected["hand"].dev == score(baseline.rate_studies([0, 1, 2], "hand"))  # told as it is shipped
+    assert selected["hand"].dev == score(baseline.rate_studies([0, 1, 2], "hand"))  # reported at the exported threshold
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "kappa"])
 def test_a_baseline_does_not_win_by_a_threshold_set_on_the_rows_compared(metric):
     everywhere = set_threshold(make_winner(LINEAR, skill=2), 0.9)
     once = make_winner(MLP, skill=2, folds=(0,))
-    assert find_best_baseline(replace(CONFIG, metric=metric), {LINEAR: everywhere, MLP: once}) is everywhere
+    assert select_best_baseline(replace(CONFIG, metric=metric), {LINEAR: everywhere, MLP: once}) is everywhere
 
 
-def test_a_specialist_is_held_against_the_best_baseline():
-    """Good enough against the worse baseline is not good enough."""
+def test_a_specialist_is_compared_with_the_best_baseline():
+    """Better than the worse baseline is not enough."""
     weak, strong = make_winner(LINEAR, skill=0.1), make_winner(MLP, skill=6)
-    selected = serve(weak, strong, make_winner(HAND, skill=2))
+    selected = select(weak, strong, make_winner(HAND, skill=2))
     assert {choice.model for choice in selected.values()} == {MLP}
-    assert find_best_baseline(CONFIG, {LINEAR: weak, MLP: strong}) is strong
+    assert select_best_baseline(CONFIG, {LINEAR: weak, MLP: strong}) is strong
 
 
-def test_what_was_judged_on_one_fold_is_compared_on_that_fold():
-    """A baseline that is good elsewhere must not win by rows that the other was never judged on."""
+def test_models_evaluated_on_one_fold_are_compared_on_that_fold():
+    """A baseline that is good elsewhere must not win by rows on which the other was not evaluated."""
     everywhere, once = make_winner(LINEAR, skill=0.5), make_winner(MLP, skill=4, folds=(0,))
     cheat = everywhere.dev.logits.copy()
     cheat[everywhere.dev.folds != 0] = 20 * (everywhere.dev.labels[everywhere.dev.folds != 0, None] - 0.5)
     flattered = replace(everywhere, dev=replace(everywhere.dev, logits=cheat))
-    assert find_best_baseline(CONFIG, {LINEAR: flattered, MLP: once}) is once
-    assert serve(flattered, once)["hand"].model == MLP
+    assert select_best_baseline(CONFIG, {LINEAR: flattered, MLP: once}) is once
+    assert select(flattered, once)["hand"].model == MLP
 
 
-def test_a_baseline_that_fewer_rows_judged_must_be_better_by_more_than_a_standard_error():
+def test_a_baseline_evaluated_on_fewer_rows_must_be_better_by_more_than_a_standard_error():
     everywhere, a_little, clearly = (
         make_winner(LINEAR, skill=2),
         make_winner(MLP, skill=2.05, folds=(0,)),
@@ -286,33 +291,33 @@ def test_a_baseline_that_fewer_rows_judged_must_be_better_by_more_than_a_standar
     )
     folds = [0]
     assert score(a_little.rate_studies(folds))["auroc"] >= score(everywhere.rate_studies(folds))["auroc"]
-    assert find_best_baseline(CONFIG, {LINEAR: everywhere, MLP: a_little}) is everywhere
-    assert find_best_baseline(CONFIG, {LINEAR: everywhere, MLP: clearly}) is clearly
+    assert select_best_baseline(CONFIG, {LINEAR: everywhere, MLP: a_little}) is everywhere
+    assert select_best_baseline(CONFIG, {LINEAR: everywhere, MLP: clearly}) is clearly
 
 
-def test_the_router_is_the_better_one_on_the_rows_that_judged_both():
+def test_the_router_is_the_better_one_on_the_rows_common_to_both():
     probe, network = make_router(skill=3), make_router(skill=5, recipe="finetune", folds=(0,))
     winners = {winner.search: winner for winner in (probe, network)}
-    assert find_best_router(winners) is network
+    assert select_best_router(winners) is network
     mine = probe.dev.folds == 0
     expected = f1_score(probe.dev.labels[mine], to_classes_array(probe.dev.logits[mine]), average="macro")
-    assert aggregate.rate_routers(winners)["router/linear_probe"] == pytest.approx(expected)
+    assert score_routers(winners)["router/linear_probe"] == pytest.approx(expected)
 
 
 def test_of_equal_routers_the_probe_is_taken():
     probe, network = make_router(skill=50), make_router(skill=50, recipe="finetune", folds=(0,))
-    assert find_best_router({"router/finetune": network, "router/linear_probe": probe}) is probe
+    assert select_best_router({"router/finetune": network, "router/linear_probe": probe}) is probe
 
 
-def test_a_bone_without_a_specialist_says_why():
-    selected = serve(make_winner(MLP, skill=1), make_winner(HAND, skill=1))
+def test_a_bone_without_a_specialist_has_the_reason():
+    selected = select(make_winner(MLP, skill=1), make_winner(HAND, skill=1))
     assert "40 normal and 3 abnormal images in train" in selected["wrist"].reason
     assert selected["elbow"].reason == "the best baseline on dev; no specialist: its trials failed"
 
 
-def test_what_a_selected_model_is_worth_is_measured_on_its_bones_dev_studies():
+def test_a_selected_model_is_scored_on_its_bones_dev_studies():
     baseline = make_winner(MLP, skill=1)
-    dev = serve(baseline, make_winner(HAND, skill=0))["hand"].dev
+    dev = select(baseline, make_winner(HAND, skill=0))["hand"].dev
     data = DATA[MLP]
     studies = np.unique(data.studies[data.bones == "hand"])
     labels = [data.labels[data.studies == study][0] for study in studies]
@@ -323,10 +328,10 @@ def test_what_a_selected_model_is_worth_is_measured_on_its_bones_dev_studies():
 
 def test_without_a_baseline_nothing_can_be_selected():
     with pytest.raises(RunError, match="no baseline was trained"):
-        serve(make_winner(HAND, skill=3))
+        select(make_winner(HAND, skill=3))
 
 
-def test_the_assembly_holds_router_models_and_what_serves():
+def test_the_assembly_holds_router_models_and_the_selection():
     baseline, hand = make_winner(MLP, skill=1), make_winner(HAND, skill=3)
     router = make_router(skill=3)
     winners = {MLP: baseline, HAND: hand, "router/linear_probe": router}
@@ -337,20 +342,22 @@ def test_the_assembly_holds_router_models_and_what_serves():
     assert assembly.can_route
 
 
-def test_without_a_router_the_best_baseline_serves_every_bone():
+def test_without_a_router_the_best_baseline_is_selected_for_every_bone():
     winners = {MLP: make_winner(MLP, skill=0.2), HAND: make_winner(HAND, skill=5)}
-    selected = choose_selected(CONFIG, PLAN.untrainable, winners, BONES, can_route=False)
+    selected = select_models(CONFIG, PLAN.untrainable, winners, BONES, can_route=False)
     assert {bone: choice.model for bone, choice in selected.items()} == dict.fromkeys(BONES, MLP)
     assert all("no router was trained" in choice.reason for choice in selected.values())
     assert not assemble(winners, dict.fromkeys(BONES, MLP), BONES).can_route
 
 
-def test_what_was_decided_is_written_down():
+def test_the_selection_is_written_to_json(tmp_path):
     winners = {MLP: make_winner(MLP, skill=0.2), HAND: make_winner(HAND, skill=5)}
-    selected = choose_selected(CONFIG, PLAN.untrainable, winners, BONES)
-    told = describe_selected(selected, winners, {LINEAR: "every trial failed"})
-    hand = told["selected"]["hand"]
+    selected = select_models(CONFIG, PLAN.untrainable, winners, BONES)
+    results = SearchResults(winners=winners, failed={LINEAR: "every trial failed"})
+    write_selected(RunDir(tmp_path), list_selected_models(selected, winners), results)
+    written = read_json(tmp_path / "selected.json")
+    hand = written["selected"]["hand"]
     assert (hand["target"], hand["recipe"], hand["lr"]) == ("specialist:hand", "mlp_probe", winners[HAND].trial.lr)
     assert {"trial", "lr_schedule", "dev", "threshold", "temperature", "reason"} <= set(hand)
-    assert told["failed"] == {LINEAR: "every trial failed"}
-    assert set(told["winners"]) == {MLP, HAND}
+    assert written["failed"] == {LINEAR: "every trial failed"}
+    assert set(written["winners"]) == {MLP, HAND}

@@ -1,4 +1,4 @@
-"""What a reader finds in report.html and on the terminal."""
+"""The contents of report.html and of the terminal summary."""
 
 import re
 from xml.etree import ElementTree
@@ -18,7 +18,7 @@ from report_factories import (
 
 from mura_models.errors import hide_folders
 from orchestrator.report import render_report
-from orchestrator.report.summary import judge, list_headlines, write_answer
+from orchestrator.report.summary import list_headlines, state_verdict, write_answer
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,11 @@ def rundir(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("plain"))
 
 
-def test_answer_says_better_with_its_interval_and_the_bones_left_out(rundir):
+def test_answer_reports_better_with_its_interval_and_the_excluded_bones(rundir):
     text = read_page(rundir).text
     assert "specialists (mlp_probe, bone known) are better than the best baseline, +0.030 (95% CI +0.010 to" in text
-    assert "the served system is better than the best baseline" in text
-    assert "Left out, as AUROC does not exist where test holds one label only: hip" in text
+    assert "the selected system is better than the best baseline" in text
+    assert "Left out, as AUROC is undefined if the test set has one label only: hip" in text
 
 
 def test_figures_of_the_report_are_on_the_page(rundir):
@@ -42,18 +42,18 @@ def test_figures_of_the_report_are_on_the_page(rundir):
     assert "1,200" in text
 
 
-def test_dev_figures_say_that_their_threshold_was_fitted_to_the_same_rows(rundir):
+def test_dev_figures_state_that_their_threshold_was_fitted_to_the_same_rows(rundir):
     text = read_page(rundir).text
-    section = text[text.index("What serves each bone, and why") : text.index("Study-level AUROC on test, system minus")]
-    assert "at a threshold that was fitted to these same rows" in section
+    section = text[text.index("Selected model per bone") : text.index("Study-level AUROC on test, system minus")]
+    assert "use a threshold that was fitted to these same rows" in section
 
 
-def test_page_says_how_few_are_too_few_for_an_interval(rundir):
+def test_page_states_how_few_are_too_few_for_an_interval(rundir):
     rule = "With fewer than 10 images or studies, or fewer than 5 patients, of either label, no interval is given"
     assert rule in read_page(rundir).text
 
 
-def test_what_does_not_exist_is_a_dash_that_tells_why(rundir):
+def test_a_missing_figure_is_a_dash_with_its_reason(rundir):
     page = read_page(rundir)
     assert "one class only" in page.titles
     assert not re.search(r"\b(None|nan|null|Undefined)\b", page.text)
@@ -69,7 +69,7 @@ def test_page_is_one_file_without_script_or_address_elsewhere(rundir):
         assert not re.search(r'href="(?!#)', svg)
 
 
-def test_figures_lie_beside_the_page_too(rundir):
+def test_figures_are_also_files_next_to_the_page(rundir):
     written = {path.read_text(encoding="utf-8") for path in rundir.figures.iterdir()}
     shown = read_page(rundir).figures()
     assert written == set(shown)
@@ -98,7 +98,7 @@ def test_the_same_report_gives_the_same_bytes(rundir):
     assert rundir.report_html.read_bytes() == before
 
 
-def test_phantom_is_said_on_page_title_and_every_figure(tmp_path):
+def test_phantom_is_stated_in_page_title_and_every_figure(tmp_path):
     page = read_page(write_run(tmp_path, is_phantom=True))
     assert page.text.count("PHANTOM: synthetic images") >= 3
     for svg in page.figures():
@@ -120,22 +120,20 @@ def test_bone_names_with_markup_stay_text(tmp_path):
         assert not [e for e in ElementTree.fromstring(svg).iter() if str(e.tag).endswith("script")]
 
 
-def test_failed_search_is_said_first_and_in_its_row(tmp_path):
+def test_failed_search_is_reported_first_and_in_its_row(tmp_path):
     search = "specialist:leg/mlp_probe"
     reason = f"{search}: every trial failed at /wards/jane/x.py"
     page = read_page(write_run(tmp_path, failed={search: reason}))
     assert "1 of 5 searches failed." in page.text
     assert page.text.count("every trial failed at x.py") == 2
-    assert page.text.index("searches failed") < page.text.index("What serves each bone, and why")
+    assert page.text.index("searches failed") < page.text.index("Selected model per bone")
     assert any("no winner" in svg for svg in page.figures())
 
 
-def test_run_without_router_says_so(tmp_path):
+def test_run_without_router_is_reported(tmp_path):
     page = read_page(write_run(tmp_path, with_router=False))
-    told = (
-        "This run has no router: nothing names the bone, so the best baseline serves all bones, and selected_routed is"
-    )
-    assert told in page.text
+    reason = "the bone cannot be predicted, so the best baseline is selected for all bones, and selected_routed is"
+    assert f"This run has no router: {reason}" in page.text
     assert not [image for image in page.images if "router" in image["alt"].lower() and "matrix" in image["alt"]]
 
 
@@ -151,15 +149,15 @@ def test_run_without_router_says_so(tmp_path):
     ],
 )
 def test_verdict_follows_the_interval(difference, ci95, verdict):
-    assert judge({"difference": difference, "ci95": ci95}) == verdict
+    assert state_verdict({"difference": difference, "ci95": ci95}) == verdict
 
 
-def test_answer_without_interval_says_why():
+def test_answer_without_interval_has_the_reason():
     report = make_report(("hand", "hip"))
     for row in report["comparisons"]:
         row |= {"ci95": None, "p": None, "reason": "too few"}
     answer = write_answer(list_headlines(report), "baseline_mlp_probe")
-    assert "cannot be judged against the best baseline, +0.030 (no interval: too few)" in answer
+    assert "cannot be compared with the best baseline, +0.030 (no interval: too few)" in answer
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whatever stands in report.json and exploration.json reaches a page as text: each string is tried in turn."""
+"""Every string of report.json and exploration.json reaches a page as text: each is tried in turn."""
 
 import copy
 import dataclasses
@@ -17,7 +17,6 @@ from report_factories import (
     make_audited,
     make_exploration,
     make_paper,
-    make_predictions,
     make_replicate,
     make_report,
     make_trials,
@@ -25,8 +24,7 @@ from report_factories import (
 
 from orchestrator.report import page as page_module
 from orchestrator.report import render_data_page
-from orchestrator.report.data_parts import gather_data_parts
-from orchestrator.report.page import Figures, draw_figures, render_page
+from orchestrator.report.page import Figures, draw_figures, gather_data_parts, render_page
 from orchestrator.run.directory import RunDir
 from orchestrator.run.files import write_json
 
@@ -38,9 +36,9 @@ PAYLOAD = (
 BONES = ("hand", "leg", "hip")
 SEARCH = "baseline/mlp_probe"
 SHORT = "<i id='x'>\"&amp;"
-"""As much as a figure shows of a name."""
+"""No longer than the names that a figure shows."""
 Place = tuple[Any, ...]
-"""Keys and numbers on the way to a string."""
+"""Keys and indices that lead to a string."""
 
 
 def make_full_report() -> dict[str, Any]:
@@ -65,7 +63,7 @@ def make_full_report() -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _compiled_templates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a page be rendered hundreds of times from templates that are compiled once."""
+    """Compile the templates once for hundreds of pages."""
     monkeypatch.setattr(page_module, "make_environment", functools.cache(page_module.make_environment))
 
 
@@ -85,7 +83,7 @@ def show_report(parts: dict[str, Any]) -> str:
 
 @pytest.fixture
 def show_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], str]:
-    """Return what gives data.html without its figures."""
+    """Return a function that renders data.html without its figures."""
     monkeypatch.setattr(page_module, "draw_data", lambda *_: [])
     rundir = RunDir(tmp_path)
     rundir.samples.mkdir()
@@ -129,7 +127,7 @@ class Elements(HTMLParser):
 
 
 def check_harmless(html: str, plain: Elements, where: Place) -> bool:
-    """Check that a page with the payload has no element or attribute that the plain one lacks; say if it is shown."""
+    """Check that the payload adds no element or attribute to the plain page; return whether the page shows it."""
     found = Elements(html)
     assert found.shapes <= plain.shapes, (where, found.shapes - plain.shapes)
     assert found.touched <= {"title", "alt"}, (where, found.touched)
@@ -216,7 +214,7 @@ def list_shapes(bones: tuple[str, ...]) -> set[tuple[str, str]]:
     exploration = make_exploration(bones, report["data"])
     specialist = next(search for search in searches if bones[0] in search)
     winners = {specialist: {"trial": f"{specialist}/000", "kept_epoch": 3}}
-    figures = draw_figures(report, winners, make_trials(searches), make_predictions(bones), exploration)
+    figures = draw_figures(report, winners, make_trials(searches), exploration)
     shapes = set()
     for drawing in figures.all():
         for element in ElementTree.fromstring(drawing.svg).iter():

@@ -1,4 +1,4 @@
-"""The report's parts beyond the run's own figures: the paper's, winners' curves, audit, replicates and router."""
+"""The other sections of the report: the paper, curves of winners, audit, replicates and the router."""
 
 import dataclasses
 import re
@@ -24,28 +24,25 @@ from report_factories import (
 )
 
 from orchestrator.evaluation.system_metrics import list_pairs
-from orchestrator.report.data_parts import gather_data_parts
 from orchestrator.report.figures import Canvas, draw_differences
 from orchestrator.report.learning_curves import draw_learning_curves, draw_winner_curves
-from orchestrator.report.page import Figures, list_settings, render_page
+from orchestrator.report.page import Figures, gather_data_parts, list_settings, render_page
 from orchestrator.report.summary import (
     RECIPE_GLOSSES,
-    describe_audit,
     gloss_system,
-    is_fair,
     list_bone_comparisons,
-    name_family,
+    summarize_audit,
 )
 from orchestrator.run.directory import RunDir
 from orchestrator.run.files import write_json
+from orchestrator.run.names import SystemId
 
-ALIKE = {"specialist_lr": None, "specialist_probe_steps": None}
-PAPER = {"specialist_lr": 0.01, "specialist_probe_steps": 1000}
 MEASURES = ("Loss", "Accuracy")
+UNFAIR = ("specialists_mlp_probe_oracle", "specialists_mlp_probe_routed")
 
 
 def show(**changes):
-    """Return the page of such a report without its figures, which take the time."""
+    """Return the page of such a report without its figures, which take long to draw."""
     return render(make_report(("hand", "leg", "hip"), **changes))
 
 
@@ -56,21 +53,21 @@ def render(report):
     return Page(render_page(report, {}, nothing, gather_data_parts(exploration, Path())))
 
 
-def say(root, **changes):
-    """Return what the terminal shows of a report."""
+def summarize(root, **changes):
+    """Return the terminal summary of a report."""
     rundir = RunDir(root)
     write_json(rundir.report_json, make_report(("hand", "leg", "hip"), **changes))
     return print_to_text(rundir)
 
 
-def test_bones_without_a_specialist_are_named_beside_the_headline(tmp_path):
+def test_bones_without_a_specialist_are_named_with_the_headline(tmp_path):
     """They count as 0 in the mean; hip, where the metric does not exist, is in no mean."""
     counted = "1 of 2 bones has no specialist and counts as 0: the baseline answers there"
     page = show(without={"leg": "not among --bones"})
-    assert f"95% CI +0.010 to +0.050; {counted})" in page.text[: page.text.index("What serves each bone, and why")]
+    assert f"95% CI +0.010 to +0.050; {counted})" in page.text[: page.text.index("Selected model per bone")]
     assert f"{counted} (leg)." in page.text
     assert "1 of 2 bones has no specialist: the baseline answers there (leg)." in page.text  # routed
-    assert f"{counted} (leg)" in say(tmp_path, without={"leg": "not among --bones"})
+    assert f"{counted} (leg)" in summarize(tmp_path, without={"leg": "not among --bones"})
     failed = {"specialist:hand/mlp_probe": "every trial failed"}
     text = show(failed=failed, without={"leg": "not among --bones"}).text
     assert "2 of 2 bones have no specialist and count as 0: the baseline answers there (hand, leg)." in text
@@ -94,18 +91,18 @@ def test_a_bone_without_a_specialist_is_no_zero_in_table_and_plot():
 def test_what_routing_errors_change_where_the_baseline_answers_is_shown():
     report = make_report(("hand", "leg", "hip"), without={"leg": "not among --bones"})
     for row in report["comparisons"]:
-        if row["bone"] == "leg" and row["a"].endswith("_routed"):
-            row |= {"difference": -0.01, "ci95": [-0.02, 0.0]}
-    rows = {row["a"]: row for row in list_bone_comparisons(report) if row["bone"] == "leg"}
+        if row["bone"] == "leg" and row["system"].endswith("_routed"):
+            row |= {"difference": -0.01, "ci95": [-0.02, 0.0], "is_zero_by_design": False}
+    rows = {row["system"]: row for row in list_bone_comparisons(report) if row["bone"] == "leg"}
     assert rows["specialists_mlp_probe_routed"]["difference"] == -0.01
     assert rows["specialists_mlp_probe_oracle"]["reason"] == "no specialist"
     assert rows["selected_oracle"]["difference"] == 0.03
 
 
 @pytest.mark.parametrize("system", ["selected_oracle", "specialists_mlp_probe_oracle"])
-def test_a_missing_figure_is_explained_where_nothing_was_routed(system):
+def test_a_missing_figure_is_explained_if_nothing_was_routed(system):
     report = make_report(("hand", "leg", "hip"))
-    report["comparisons"] = [row for row in report["comparisons"] if row["a"] == system]
+    report["comparisons"] = [row for row in report["comparisons"] if row["system"] == system]
     (drawing,) = draw_differences(Canvas(is_phantom=False), report)
     assert "one class only" in drawing.svg
 
@@ -126,9 +123,9 @@ def count_rings(svg):
     return svg.count("fill: #ffffff; stroke: #009e73") + svg.count("fill: #ffffff; stroke: #1f2a33")
 
 
-def test_paper_section_shows_published_beside_ours_and_names_the_unit():
+def test_paper_section_shows_published_next_to_ours_and_names_the_unit():
     page = show(paper=make_paper())
-    section = page.text[page.text.rindex("Beside the paper") :]
+    section = page.text[page.text.rindex("Comparison with the paper") :]
     assert "Image-level test accuracy" in section
     assert "references, not targets" in section
     assert "not a fair comparison" in section
@@ -142,41 +139,27 @@ def test_paper_section_shows_published_beside_ours_and_names_the_unit():
 
 def test_the_papers_unequal_pair_is_called_unfair_in_sentence_card_and_terminal(tmp_path):
     words = "not a fair comparison: the two were trained by different settings, as in the paper"
-    page = show(config=PAPER)
-    head = page.text[: page.text.index("What serves each bone, and why")]
+    page = show(unfair=UNFAIR)
+    head = page.text[: page.text.index("Selected model per bone")]
     answer, cards = head.split("+0.030 95% CI", 1)
     assert (
         f"(mlp_probe, bone known) are better than the best baseline, +0.030 (95% CI +0.010 to +0.050; {words})"
         in answer
     )
-    assert answer.count(words) == 1  # not of the served system
+    assert answer.count(words) == 1  # not of the selected system
     assert cards.count(words.capitalize()) == 2  # the bone known, and routed
-    assert " ".join(say(tmp_path, config=PAPER).split()).count(words) == 2
+    assert " ".join(summarize(tmp_path, unfair=UNFAIR).split()).count(words) == 2
     assert "not a fair comparison" not in show().text
 
 
-@pytest.mark.parametrize(
-    ("config", "system", "expected"),
-    [
-        (ALIKE, "specialists_mlp_probe_oracle", True),
-        (PAPER, "specialists_mlp_probe_routed", False),
-        (PAPER, "specialists_finetune_oracle", False),
-        (PAPER, "specialists_two_stage_probe_oracle", True),
-        (PAPER, "selected_routed", True),
-    ],
-)
-def test_a_pair_is_fair_where_both_were_trained_alike(config, system, expected):
-    assert is_fair({"run": {"config": config}}, system) is expected
-
-
-def test_page_says_what_the_papers_baselines_were_trained_by():
-    assert "It was given as many trials and steps as each specialist of its recipe." in show().text
-    text = show(config=PAPER).text
+def test_page_states_the_settings_of_the_papers_baselines():
+    assert "It had as many trials and steps as each specialist of its recipe." in show().text
+    text = show(unfair=UNFAIR).text
     assert "as each specialist" not in text
-    assert "Only that of two_stage_probe was trained by the settings of its specialists" in text
+    assert "Only the one of two_stage_probe was trained by the settings of its specialists" in text
 
 
-def test_page_says_at_which_epoch_winners_are_chosen():
+def test_page_states_at_which_epoch_winners_are_chosen():
     assert "best score on dev at the last epoch it ran." in show().text
     text = show(config={"kept_epoch": "best"}).text
     assert "best score on dev: a trial's score is that of its best epoch, whose weights are kept." in text
@@ -184,12 +167,12 @@ def test_page_says_at_which_epoch_winners_are_chosen():
 
 
 def test_without_the_paper_preset_there_is_no_such_section(tmp_path):
-    assert "Beside the paper" not in show().text
-    assert "Beside the paper" not in say(tmp_path)
+    assert "Comparison with the paper" not in show().text
+    assert "Comparison with the paper" not in summarize(tmp_path)
 
 
 def test_terminal_shows_the_papers_figures_within_80_columns(tmp_path):
-    text = say(tmp_path, paper=make_paper())
+    text = summarize(tmp_path, paper=make_paper())
     assert max(len(line) for line in text.splitlines() if "/" not in line) <= 80
     assert re.search(rf"^3\.4b +{SPECIALIST} +humerus +0\.8892 0\.810 \[0\.760, 0\.860\]", text, re.M)
     assert re.search(r"^3\.1 +baseline_linear_probe +all +0\.6951 0\.700", text, re.M)
@@ -229,9 +212,12 @@ def test_learning_curves_name_their_metric_and_its_unit(metric, label):
         assert ("macro F1 on dev, by image" if "router" in drawing.alt else label) in drawing.svg
 
 
-def test_the_ring_is_not_called_what_is_shipped_where_winners_were_trained_again(tmp_path):
+def test_the_ring_does_not_mark_exported_weights_if_winners_were_trained_again(tmp_path):
     text = read_page(write_run(tmp_path, kept_epoch=3, replicates={SEARCH: make_replicate([12])})).text
-    assert "Ring: the epoch by which the trial was judged; shipped are the weights of its trainings" in text
+    assert (
+        "Ring: the epoch with the trial's score; if the winner was trained again under fresh seeds, those weights are"
+        in text
+    )
     assert "whose weights were kept" not in text
 
 
@@ -266,7 +252,10 @@ def test_a_measure_that_was_not_written_has_no_line(change):
         (None, "Early stopping was off"),
         ({"asked": 0, "trials": []}, "Early stopping was not audited"),
         ({"asked": 3, "trials": []}, "No trial was stopped early"),
-        ({"asked": 1, "trials": make_audited(-0.02)}, "wrong in none of 1 audited trial: run to the end, none would"),
+        (
+            {"asked": 1, "trials": make_audited(-0.02)},
+            "wrong in none of 1 audited trial: run to the end, none would",
+        ),
         ({"asked": 2, "trials": make_audited(0.0, -0.02)}, "wrong in none of 2 audited trials"),
         (
             {"asked": 3, "trials": make_audited(0.004, -0.01, -0.02)},
@@ -279,15 +268,15 @@ def test_a_measure_that_was_not_written_has_no_line(change):
     ],
 )
 def test_audit_is_one_sentence(audit, sentence):
-    assert sentence in describe_audit({"audit": audit, "searches": {SEARCH: {"states": {"COMPLETE": 2}}}})
+    assert sentence in summarize_audit({"audit": audit, "searches": {SEARCH: {"states": {"COMPLETE": 2}}}})
 
 
-def test_an_audit_whose_trials_all_failed_does_not_say_that_none_was_stopped():
+def test_an_audit_whose_trials_all_failed_does_not_claim_that_none_was_stopped():
     run = {"audit": {"asked": 3, "trials": []}, "searches": {SEARCH: {"states": {"COMPLETE": 2, "PRUNED": 1}}}}
-    assert describe_audit(run) == "No audited trial came to its end: how often early stopping was wrong is not known."
+    assert summarize_audit(run) == "No audited trial was completed: it is unknown how often early stopping was wrong."
 
 
-def test_a_setting_that_was_left_open_says_what_that_means():
+def test_an_unset_setting_is_shown_with_its_meaning():
     finetune = {"backbone_lr_factor": None, "freeze_backbone_epochs": 0}
     config = {"bones": None, "num_steps": None, "another": None, "recipes": ["a", "b"], "finetune": finetune}
     assert dict(list_settings(config)) == {
@@ -306,39 +295,38 @@ def test_audit_is_on_the_page_and_on_the_terminal(tmp_path):
     assert "wrong in 1 of 2 audited trials" in text
     assert f"{SEARCH}/000 2 0.700 5 0.843 0.830 +0.013 wrong" in text
     assert f"{SEARCH}/001 2 0.700 5 0.810 0.830 \u22120.020 right" in text
-    assert "wrong in 1 of 2 audited trials" in " ".join(say(tmp_path, audit=audit).split())
+    assert "wrong in 1 of 2 audited trials" in " ".join(summarize(tmp_path, audit=audit).split())
 
 
 @pytest.mark.parametrize("audit", [None, {"asked": 2, "trials": []}])
 def test_terminal_is_silent_about_an_audit_without_trials(tmp_path, audit):
-    assert "audit" not in say(tmp_path, audit=audit)
+    assert "audit" not in summarize(tmp_path, audit=audit)
 
 
-def test_replicates_tell_the_flattering_score_from_the_mean_over_seeds():
+def test_replicates_show_the_optimistic_score_and_the_mean_over_seeds():
     replicates = {SEARCH: make_replicate([12]), "specialist:leg/mlp_probe": make_replicate([11, 12, 13])}
     text = show(replicates=replicates).text
-    assert "best among its trials and so flatters" in text
+    assert "maximum over its trials and therefore too optimistic" in text
     assert (
-        f"{SEARCH} 0.834 0.801 \u00b1 0.011 over 3 seeds: 0.801, 0.812, 0.790 the median one {SEARCH}/replicate/12"
-        in text
+        f"{SEARCH} 0.834 0.801 \u00b1 0.011 over 3 seeds: 0.801, 0.812, 0.790 the median {SEARCH}/replicate/12" in text
     )
     assert "all 3, as an ensemble" in text
     assert "trained again" not in show().text
 
 
-def test_router_names_its_recipe_and_what_it_was_chosen_among():
+def test_router_names_its_recipe_and_its_candidates():
     text = show(candidates={"linear_probe": 0.96, "finetune": 0.941}).text
     assert "The router is a linear_probe : the best on dev" in text
     assert "on dev, by image macro F1 linear_probe 0.960 finetune 0.941" in text
     assert "the only one trained" in show().text
 
 
-def test_router_section_says_what_routing_errors_cost():
+def test_router_section_states_the_cost_of_routing_errors():
     report = make_report(("hand", "leg", "hip"))
     for row in report["comparisons"]:
-        if row["b"] == "selected_oracle" and row["scope"] == "mean_of_bones" and row["metric"] == "auroc":
-            lies_in = {"study": -0.004, "image": -0.1}[row["unit"]]
-            row |= {"difference": lies_in, "ci95": [lies_in - 0.003, lies_in + 0.001], "p": 0.07}
+        if row["reference"] == "selected_oracle" and row["scope"] == "mean_of_bones" and row["metric"] == "auroc":
+            value = {"study": -0.004, "image": -0.1}[row["unit"]]
+            row |= {"difference": value, "ci95": [value - 0.003, value + 0.001], "p": 0.07}
     text = render(report).text
     section = text[text.rindex("The router is a") : text.index("ROC curves")]
     assert (
@@ -348,10 +336,10 @@ def test_router_section_says_what_routing_errors_cost():
     for row in few["comparisons"]:
         row |= {"ci95": None, "p": None, "reason": "too few"}
     assert "selected_oracle is +0.030 (no interval: too few)" in render(few).text
-    assert "What routing errors cost: selected_routed" not in show(with_router=False).text
+    assert "Cost of routing errors: selected_routed" not in show(with_router=False).text
 
 
-def test_every_recipe_has_a_line_among_the_words():
+def test_every_recipe_has_a_line_in_the_glossary():
     text = show().text
     for recipe, words in RECIPE_GLOSSES.items():
         assert f"{recipe} {words}" in text
@@ -360,9 +348,10 @@ def test_every_recipe_has_a_line_among_the_words():
 @pytest.mark.parametrize("recipe", RECIPE_GLOSSES)
 def test_names_of_systems_are_understood_whatever_the_recipe(recipe):
     systems = [f"baseline_{recipe}", f"specialists_{recipe}_oracle", f"specialists_{recipe}_routed", "selected_routed"]
-    assert [name_family(system) for system in systems] == ["baseline", "specialists", "specialists", "selected"]
+    parsed = [SystemId.parse(system) for system in systems]
+    assert [system.kind for system in parsed] == ["baseline", "specialists", "specialists", "selected"]
     assert len({gloss_system(system) for system in systems} - {""}) == 4
-    assert list_pairs(systems, systems[0])[:2] == [(systems[1], systems[0]), (systems[2], systems[0])]
+    assert list_pairs(parsed, parsed[0])[:2] == [(parsed[1], parsed[0]), (parsed[2], parsed[0])]
 
 
 def test_what_the_run_brings_stays_text(tmp_path):
@@ -377,7 +366,7 @@ def test_what_the_run_brings_stays_text(tmp_path):
     page = show(**changes)
     assert "script" not in page.tags
     assert page.text.count(NASTY) == 4
-    assert "<script>" in say(tmp_path, **changes)
+    assert "<script>" in summarize(tmp_path, **changes)
 
 
 @pytest.mark.browser
