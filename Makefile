@@ -11,13 +11,14 @@ EXHAUSTIVE := exhaustive
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install run test test-slow test-faults test-all lint types check bench docs clean
+.PHONY: help install run test test-slow test-faults test-all coverage lint types check bench docs clean
 
 help:
 	@echo "make run        the study over all bones; ARGS=... is appended to the command"
 	@echo "make test       the fast tests"
 	@echo "make test-all   the fast tests, then those with several nodes, a browser or minutes to spend"
 	@echo "make test-faults  every fault of the fault harness, for an hour"
+	@echo "make coverage   the fast tests, and the lines that they do not reach"
 	@echo "make check      lint, types and the fast tests"
 	@echo "make bench      how fast whole networks are trained, against the same step on tensors in memory"
 	@echo "make docs       build the documentation site in site/"
@@ -39,9 +40,13 @@ test-faults: $(INSTALLED)
 
 test-all: test test-slow
 
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not ($(SLOW))" --cov --cov-report=term-missing:skip-covered $(ARGS)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(INSTALLED)
 	$(BIN)/mypy
@@ -55,7 +60,7 @@ docs: $(DOCS_INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 clean:
-	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and by itself, so that a torch that is already there (another build, say) is kept.

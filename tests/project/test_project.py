@@ -1,4 +1,4 @@
-"""The frame of the project: what is pinned, what make does, and which way imports run."""
+"""The project around the code: pinned versions, make targets, continuous integration and hooks."""
 
 import ast
 import os
@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -65,7 +67,7 @@ OPTIONS = [
 def test_every_direct_dependency_is_pinned_within_its_range() -> None:
     pins = read_pins()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
+    for text in [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]:
         requirement = Requirement(text)
         pin = pins.get(canonicalize_name(requirement.name))
         assert pin is not None, f"{requirement.name}: no pin in constraints.txt"
@@ -93,7 +95,7 @@ def test_no_file_names_a_home_folder() -> None:
     assert leaks == []
 
 
-def test_help_comes_without_torch_or_ray_and_names_every_option() -> None:
+def test_help_needs_neither_torch_nor_ray_and_names_every_option() -> None:
     code = (
         "import runpy, sys\n"
         "sys.argv = ['run_study.py', '--help']\n"
@@ -110,18 +112,22 @@ def test_help_comes_without_torch_or_ray_and_names_every_option() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["run", "test", "test-slow", "test-faults", "test-all", "lint", "types", "check", "bench", "clean"]
+    "target",
+    [
+        *("run", "test", "test-slow", "test-faults", "test-all", "coverage", "lint", "types", "check", "bench", "docs"),
+        "clean",
+    ],
 )
 def test_make_has_the_target(target: str) -> None:
     assert run_make("--dry-run", target).returncode == 0
 
 
-def test_make_run_hands_its_arguments_on() -> None:
+def test_make_run_passes_its_arguments_on() -> None:
     planned = run_make("--dry-run", "run", "ARGS=--data x.csv").stdout
     assert "run_study.py --all-bones --data x.csv" in planned
 
 
-def test_fast_slow_and_exhaustive_tests_are_all_there_are() -> None:
+def test_fast_slow_and_exhaustive_tests_are_all_tests() -> None:
     markers = re.findall(r'pytest -m "([^"]+)"', run_make("--dry-run", "test-all", "test-faults").stdout)
     fast, slow, rest = markers
     assert fast == "not (slow or cluster or browser)"
@@ -151,24 +157,57 @@ def test_make_installs_once_and_again_only_after_a_change(tmp_path: Path) -> Non
         pytest.param('case "$2" in *venv*) exit 1;; esac', "has no venv module", id="no venv"),
     ],
 )
-def test_make_says_in_one_line_which_python_it_cannot_use(tmp_path: Path, script: str, reason: str) -> None:
+def test_make_reports_in_one_line_a_python_that_it_cannot_use(tmp_path: Path, script: str, reason: str) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     python = tmp_path / "a-python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
     done = run_make("test", f"PYTHON={python}", folder=tmp_path)
-    said = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
     assert done.returncode != 0
-    assert len(said) == 1 and reason in said[0], done.stderr
+    assert len(lines) == 1 and reason in lines[0], done.stderr
     assert not (tmp_path / ".venv").exists()
 
 
-def test_ci_runs_every_check_once_by_way_of_make() -> None:
+def test_ci_runs_every_check_once_with_make() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     called = re.findall(r"^make --no-print-directory (.+)$", script.read_text(), flags=re.MULTILINE)
-    assert " ".join(called).split() == ["lint", "types", "test", "test-slow"]
+    assert " ".join(called).split() == ["lint", "types", "docs", "test", "test-slow"]
+
+
+def test_github_runs_the_same_checks_on_every_supported_python() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    commands = {name: " ".join(step.get("run", "") for step in job["steps"]) for name, job in jobs.items()}
+    called = {
+        name: {word for words in re.findall(r"\bmake ((?:(?!make\b)[a-z-]+ ?)+)", text) for word in words.split()}
+        for name, text in commands.items()
+    }
+    assert called["linux"] == {"lint", "types", "docs", "test"}
+    assert called["slow"] == {"test-slow"}
+    assert called["lowest-versions"] == {"test"}
+    oldest, *newer = jobs["linux"]["strategy"]["matrix"]["python"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={oldest}"
+    classified = {text.split(" :: ")[-1] for text in project["classifiers"] if "Python :: 3." in text}
+    assert classified == {oldest, *newer}
+    assert all((ROOT / path).exists() for path in re.findall(r"python (tests/\S+)", " ".join(commands.values())))
+
+
+def test_hooks_before_a_commit_are_the_projects_own_tools() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert [repository["repo"] for repository in config["repos"]] == ["local"]
+    hooks = config["repos"][0]["hooks"]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    programs = {hook["entry"].split()[0] for hook in hooks}
+    assert programs == {".venv/bin/ruff", ".venv/bin/codespell", "make"}
+
+
+def test_prediction_on_other_systems_needs_no_ray() -> None:
+    script = ROOT / "tests" / "project" / "predict_small_bundle.py"
+    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def read_constraint_lines() -> list[str]:
@@ -182,7 +221,7 @@ def read_pins() -> dict[str, str]:
 
 
 def find_imported_packages(path: Path) -> set[str]:
-    """Name the top package of every import in a file, at any depth of the code."""
+    """Return the top package of every import in a file, at any depth of the code."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -193,14 +232,14 @@ def find_imported_packages(path: Path) -> set[str]:
 
 
 def list_repository_files() -> list[Path]:
-    """List what git tracks or would track."""
+    """List the files that git tracks or would track."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [Path(line) for line in listed.splitlines() if (ROOT / line).is_file()]
 
 
 def run_make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run make as a user's shell would: without what an outer make hands on."""
+    """Run make as from a user's shell: without the variables of an outer make."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     environment.pop("ARGS", None)
     return subprocess.run(
