@@ -2,12 +2,12 @@
 
 import shutil
 
+from mura_models.data.cache_folders import cache_root
 from mura_models.data.dataset import DataSet
 from mura_models.errors import ConfigError, RunError
 from orchestrator.cluster.connection import connect_ray
 from orchestrator.cluster.resources import choose_trial_resources
 from orchestrator.evaluation.report_data import evaluate
-from orchestrator.ingest.dataset import cache_root
 from orchestrator.ingest.decode import ingest
 from orchestrator.ingest.manifest import finish_manifest
 from orchestrator.ingest.overview import explore_data

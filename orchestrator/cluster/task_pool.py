@@ -1,4 +1,4 @@
-"""Many small Ray tasks over the parts of one array: no more under way than keeps every worker busy."""
+"""Many small Ray tasks over the parts of one array, with only as many submitted as keep every worker busy."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -6,21 +6,20 @@ from typing import Any
 import pandas as pd
 import ray
 
-IMAGES_PER_TASK = 64
-MIN_UNDER_WAY = 8
-"""Tasks waiting at least, so that an autoscaler with no node yet has something to start one for."""
+MIN_PENDING = 8
+"""Tasks that wait at least, so that an autoscaler without a node has a reason to start one."""
 
 
 def run_bounded(submit: Callable[[Any], Any], parts: Iterable[Any]) -> Iterator[Any]:
-    """Submit a task a part and yield results as they come, with no more under way than keeps every worker busy."""
-    under_way: list[Any] = []
+    """Submit one task per part and yield results in the order they finish."""
+    pending: list[Any] = []
     for part in parts:
-        if len(under_way) >= max(MIN_UNDER_WAY, 2 * int(ray.cluster_resources().get("CPU", 0))):
-            done, under_way = ray.wait(under_way, num_returns=1)
+        if len(pending) >= max(MIN_PENDING, 2 * int(ray.cluster_resources().get("CPU", 0))):
+            done, pending = ray.wait(pending, num_returns=1)
             yield ray.get(done[0])
-        under_way.append(submit(part))
-    while under_way:
-        done, under_way = ray.wait(under_way, num_returns=1)
+        pending.append(submit(part))
+    while pending:
+        done, pending = ray.wait(pending, num_returns=1)
         yield ray.get(done[0])
 
 

@@ -1,8 +1,9 @@
-"""Which data a command means: --data, else $MURA_DATA, else ./MURA-v1.1, else the phantom, said loudly."""
+"""The data of a command: --data, else $MURA_DATA, else ./MURA-v1.1, else the phantom, which is logged."""
 
 import os
 from pathlib import Path
 
+from mura_models.data.cache_folders import cache_root
 from mura_models.data.dataset import DataSet, read_dataset
 from mura_models.errors import DataError
 from mura_models.phantom import write_phantom
@@ -12,14 +13,8 @@ PHANTOM_SCALE = 0.05
 PHANTOM_SEED = 0
 
 
-def cache_root() -> Path:
-    """Return the folder of images, embeddings and phantoms."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mura"
-
-
 def open_dataset(asked: Path | None, monitor: Monitor, corrections: Path | None = None) -> DataSet:
-    """Scan the data that the command means, its labels corrected. Raises DataError where it cannot be used."""
+    """Scan the data of a command and correct its labels. Raises DataError if it cannot be used."""
     path = asked or find_mura() or make_phantom(monitor)
     dataset = read_dataset(
         path,
@@ -34,25 +29,27 @@ def open_dataset(asked: Path | None, monitor: Monitor, corrections: Path | None 
             f"{made.images_unchanged} were labelled so already"
         )
     if len(dataset.quarantine):
-        monitor.say(f"{len(dataset.quarantine)} files are left out: quarantine.csv in the run directory says why")
+        monitor.say(
+            f"{len(dataset.quarantine)} files are excluded: quarantine.csv in the run directory lists the reasons"
+        )
     return dataset
 
 
 def find_mura() -> Path | None:
-    """Look where MURA is expected: $MURA_DATA, then the working directory."""
+    """Return MURA's folder: $MURA_DATA, else MURA-v1.1 in the working directory; None if there is none."""
     named = os.environ.get("MURA_DATA")
     if named:
         if not os.path.exists(named):  # noqa: PTH110, a Path raises for a name that is too long
-            raise DataError(f"MURA_DATA={named}: no such file or folder; correct the variable, or give --data")
+            raise DataError(f"MURA_DATA={named}: no such file or folder; correct the variable, or use --data")
         return Path(named)
     here = Path("MURA-v1.1")
     return here if here.is_dir() else None
 
 
 def make_phantom(monitor: Monitor) -> Path:
-    """Generate the phantom, once, in the cache."""
-    monitor.say("NO DATA GIVEN: using the phantom, synthetic radiographs that say nothing about patients.")
-    monitor.say("For real images: --data PATH, or $MURA_DATA, or a folder MURA-v1.1 here.")
+    """Generate the phantom in the cache, once, and return its folder."""
+    monitor.say("NO DATA GIVEN: using the phantom, synthetic radiographs. Its results hold for no patient.")
+    monitor.say("For real images use --data PATH, $MURA_DATA or a folder MURA-v1.1 here.")
     root = cache_root() / f"phantom-{PHANTOM_SCALE:g}-{PHANTOM_SEED}"
     return write_phantom(
         root,

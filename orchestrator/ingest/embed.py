@@ -1,6 +1,6 @@
-"""Images -> embeddings on the cluster, by the frozen backbone or by one that was trained here, cached by content.
+"""Images -> embeddings in Ray tasks, by the frozen backbone or by one that was trained here, cached by content.
 
-On the dashboard the tasks are called `embed_images`.
+On the dashboard these tasks are called `embed_images`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,19 +10,21 @@ from typing import Any
 import numpy as np
 import ray
 
-from mura_models.data.cache import CachedArray, Part, cache_key, open_cached, write_cached
+from mura_models.data.cache import CachedArray, Part, open_cached, write_cached
+from mura_models.data.cache_folders import embeddings_entry
 from mura_models.data.preprocessing import VIEWS
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.networks.backbones import Backbone
 from mura_models.networks.embeddings import embed_views, embedding_key
 from mura_models.networks.runtimes import Embedder, RuntimeChoice, prepare_model
-from orchestrator.cluster.task_pool import IMAGES_PER_TASK, run_bounded, split_range
+from orchestrator.cluster.task_pool import run_bounded, split_range
 
+IMAGES_PER_TASK = 64
 IMAGES_PER_GPU_TASK = 2048
-"""Enough to make up for a process that starts CUDA (chosen by us)."""
+"""Enough to outweigh the start of CUDA in a new process (chosen by us)."""
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with what is done ("decode", "embed"), how many images of how many."""
+"""Called with the step ("decode" or "embed"), the images done and the images in all."""
 
 
 def embed_all(
@@ -36,17 +38,16 @@ def embed_all(
     cache: Path,
     on_progress: OnProgress,
 ) -> tuple[CachedArray, RuntimeChoice, int]:
-    """Return the embeddings of these images under each view, what ran the backbone, and how many were embedded."""
+    """Return the embeddings of these images under each view, what ran the backbone, and how many were embedded now."""
     wanted = sorted(set(digests))
 
-    def name_folder(choice: RuntimeChoice) -> Path:
-        key = embedding_key(preprocessing, backbone, choice)
-        return name_embeddings(cache, key, wanted, views)
+    def entry(choice: RuntimeChoice) -> Path:
+        return embeddings_entry(cache, embedding_key(preprocessing, backbone, choice), wanted, views)
 
-    if cached := open_cached(name_folder(choice)):
+    if cached := open_cached(entry(choice)):
         return cached, choice, 0
     model, choice = prepare_model(backbone, choice, preprocessing.image_size_px)
-    if cached := open_cached(name_folder(choice)):  # the export failed before, too
+    if cached := open_cached(entry(choice)):  # of an earlier export that failed, too
         return cached, choice, 0
     key = embedding_key(preprocessing, backbone, choice)
     model_ref = ray.put(model)
@@ -60,32 +61,27 @@ def embed_all(
             yield left[rows.start : rows.stop], embeddings_BVD, {}
 
     row_shape = (len(views), backbone.num_features)
-    embeddings = write_cached(name_folder(choice), wanted, produce, row_shape=row_shape, dtype="float16")
+    embeddings = write_cached(entry(choice), wanted, produce, row_shape=row_shape, dtype="float16")
     return embeddings, choice, len(wanted)
-
-
-def name_embeddings(cache: Path, key: str, digests: Sequence[str], views: Sequence[tuple[bool, bool]] = VIEWS) -> Path:
-    """Name the entry of these images' embeddings; `digests` sorted, and none twice."""
-    return cache / cache_key([key, *([] if views == VIEWS else [repr(views)]), *digests])
 
 
 def _embed_in_parts(
     images_NHW: np.ndarray,
-    places: np.ndarray,
+    array_rows: np.ndarray,
     model_ref: Any,
     *,
     key: str,
     choice: RuntimeChoice,
     views: Sequence[tuple[bool, bool]],
 ) -> Iterator[tuple[range, np.ndarray]]:
-    """Embed the images at these places, a task a part; give parts of `places` and float16 [B, V, D] as they come."""
+    """Embed the images in these rows, one task per part; yield ranges of `array_rows` and float16 [B, V, D]."""
     task, images_per_task = (ON_GPU, IMAGES_PER_GPU_TASK) if choice.device == "cuda" else (ON_CPU, IMAGES_PER_TASK)
 
     def submit(rows: range) -> Any:
-        images_BHW = images_NHW[places[rows.start : rows.stop]]
+        images_BHW = images_NHW[array_rows[rows.start : rows.stop]]
         return task.remote(rows, images_BHW, [model_ref], key, choice, views=views)
 
-    return run_bounded(submit, split_range(len(places), images_per_task))
+    return run_bounded(submit, split_range(len(array_rows), images_per_task))
 
 
 def embed_images(
@@ -97,17 +93,17 @@ def embed_images(
     *,
     views: Sequence[tuple[bool, bool]],
 ) -> tuple[range, np.ndarray]:
-    """Embed images under each view: float16 [B, V, D]. `model` holds the reference to it, fetched once."""
+    """Return `rows` and the embeddings of the images under each view, float16 [B, V, D]. `model`: a reference to it."""
     return rows, embed_views(images_BHW, _open_embedder(key, model[0], choice), views=views)
 
 
 ON_CPU = ray.remote(num_cpus=1)(embed_images)
 ON_GPU = ray.remote(num_cpus=1, num_gpus=1, max_calls=1)(embed_images)
-"""In a process of its own each time: one that stayed would keep its GPU's memory from the trials."""
+"""In a new process each time: one that is kept would hold GPU memory that trials need."""
 
 
 def _open_embedder(key: str, model_ref: Any, choice: RuntimeChoice) -> Embedder:
-    """Open the model once a worker process; Ray keeps the process for the next tasks."""
+    """Open the model once per worker process; Ray keeps the process for the next tasks."""
     if key not in _opened:
         _opened.clear()
         _opened[key] = Embedder(ray.get(model_ref), choice, num_threads=1)

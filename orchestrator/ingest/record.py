@@ -1,4 +1,4 @@
-"""The parts of report.json that say what went in: ingest, data and training."""
+"""ingest.json: how many images were decoded and embedded, and by what."""
 
 from dataclasses import asdict
 
@@ -10,7 +10,7 @@ from orchestrator.run.files import read_json, write_json
 
 
 def record_ingest(ingested: Ingested, rundir: RunDir) -> None:
-    """Write ingest.json; a continued run adds to what its first start had decoded and embedded."""
+    """Write ingest.json; a resumed run adds to the counts of its earlier starts."""
     before = read_json(rundir.ingest) if rundir.ingest.exists() else {}
     content = {
         "images_decoded": ingested.num_decoded + before.get("images_decoded", 0),
@@ -23,12 +23,12 @@ def record_ingest(ingested: Ingested, rundir: RunDir) -> None:
 
 
 def read_runtime(rundir: RunDir) -> RuntimeChoice | None:
-    """Say what made the embeddings that trials of this run may have been given; None where none were planned yet."""
+    """Return what made the embeddings on which trials may have been trained; None if no trial was planned yet."""
     if not rundir.plan.exists() or not rundir.ingest.exists():
         return None
     try:
         return RuntimeChoice(**read_json(rundir.ingest)["runtime"])
     except (KeyError, TypeError) as error:
         raise ConfigError(
-            f"{rundir.ingest}: not written by this program; give another --run-dir, or --fresh"
+            f"{rundir.ingest}: not written by this program; use another --run-dir, or start a new run with --fresh"
         ) from error

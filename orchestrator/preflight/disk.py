@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from mura_models.data.cache_folders import cache_root
 from mura_models.data.preprocessing import VIEWS
 from mura_models.networks.backbones import measure_backbone
-from orchestrator.ingest.dataset import cache_root
 from orchestrator.ingest.decode import find_decoded
 from orchestrator.preflight.findings import Finding, format_bytes
 from orchestrator.run.config import RunConfig

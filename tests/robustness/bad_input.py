@@ -18,9 +18,9 @@ import pandas as pd
 from PIL import Image
 
 from mura_models.data.dataset import read_dataset
+from mura_models.data.decode import decode_batch, read_scanned
 from mura_models.data.images import decode_image
 from mura_models.data.preprocessing_settings import Preprocessing
-from orchestrator.ingest.decode import decode_images, read_again
 from orchestrator.ingest.manifest import finish_manifest
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
@@ -138,8 +138,10 @@ class Clinic:
         dataset = read_dataset(self.manifest)
         files = dataset.manifest.drop_duplicates("digest")
         named = [(digest, Path(file).suffix) for digest, file in zip(files["digest"], files["file"], strict=True)]
-        contents = [read_again(Path(file), digest) for digest, file in zip(files["digest"], files["file"], strict=True)]
-        _, _, failures = decode_images._function(named, contents, Preprocessing(image_size_px=32))
+        contents = [
+            read_scanned(Path(file), digest) for digest, file in zip(files["digest"], files["file"], strict=True)
+        ]
+        _, _, failures = decode_batch(named, contents, Preprocessing(image_size_px=32))
         rundir = RunDir(self.folder.parent / "run")
         kept = finish_manifest(RunConfig(num_folds=2), dataset, SimpleNamespace(failures=failures), rundir)
         return kept, pd.read_csv(rundir.quarantine, keep_default_na=False)

@@ -8,9 +8,10 @@ import pytest
 from factories import fail_to_read, make_manifest
 
 from mura_models.data.dataset import DataSet
+from mura_models.data.decode import read_scanned
 from mura_models.errors import ConfigError, DataError, RunError
 from mura_models.networks.runtimes import RuntimeChoice
-from orchestrator.ingest.decode import check_same_device, read_again
+from orchestrator.ingest.decode import check_same_device
 from orchestrator.ingest.manifest import finish_manifest
 from orchestrator.ingest.record import read_runtime, record_ingest
 from orchestrator.pipeline import settle_plan
@@ -43,18 +44,18 @@ def test_a_image_whose_disk_fails_for_a_while_is_waited_for(tmp_path, monkeypatc
     image = tmp_path / "image.png"
     image.write_bytes(b"pixels")
     fail_to_read(monkeypatch, 3)
-    assert read_again(image, hashlib.sha256(b"pixels").hexdigest()) == b"pixels"
+    assert read_scanned(image, hashlib.sha256(b"pixels").hexdigest()) == b"pixels"
 
 
 def test_a_image_that_is_gone_or_another_one_since_the_scan_ends_the_run_in_one_line(tmp_path):
     """Left out, it would be missed for good: the cache remembers what cannot be decoded."""
     image = tmp_path / "image.png"
     with pytest.raises(RunError, match=r"cannot be read any more \(No such file or directory\)"):
-        read_again(image, "0" * 64)
+        read_scanned(image, "0" * 64)
     image.write_bytes(b"pixels")
-    assert read_again(image, hashlib.sha256(b"pixels").hexdigest()) == b"pixels"
+    assert read_scanned(image, hashlib.sha256(b"pixels").hexdigest()) == b"pixels"
     with pytest.raises(RunError, match="was changed after the data was scanned; the same command scans anew"):
-        read_again(image, "0" * 64)
+        read_scanned(image, "0" * 64)
 
 
 def test_a_bone_whose_last_train_image_failed_is_not_tested_either(tmp_path):
