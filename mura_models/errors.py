@@ -1,7 +1,7 @@
 """The exceptions of both packages.
 
 MuraError
-├── UserError            a mistake the user can mend: one line on the terminal, exit code 2
+├── UserError            a mistake the user can correct: one line on the terminal, exit code 2
 │   ├── ConfigError      an option or setting
 │   │   └── SettingError one setting, by its name and value
 │   ├── DataError        the data set as a whole
@@ -9,44 +9,44 @@ MuraError
 │   └── BundleError      a bundle that is damaged or of another version
 ├── ImageError           one image that cannot be used: a row in quarantine.csv
 └── RunError             a part of the run that failed: recorded and reported, exit code 1
-    └── StorageError     a disk that is full or fails: the same command continues once it is mended
+    └── StorageError     a disk that is full or fails: the same command continues once it works
 """
 
 import re
 from collections.abc import Callable, Mapping
 
 MAX_CHARACTERS = 1000
-"""Of a message: what a file calls itself may be as long as the file (chosen by us)."""
+"""Of a message: a name read from a file may be as long as the file (chosen by us)."""
 
 
 _FOLDERS = re.compile(r"(?<![^\s'\"=:(\[,])(?:[A-Za-z]:[/\\]|[/\\])(?:[^\s/\\'\"]+[/\\])*")
 
 
 def hide_folders(text: object) -> str:
-    """Cut the folders off absolute paths: reports and journals travel, the machine they were made on does not."""
+    """Return text with the folders cut off absolute paths: reports and journals are shared, a machine's paths not."""
     return _FOLDERS.sub("", str(text))
 
 
 def to_one_line(text: str) -> str:
-    """Write out what would break the line or move the cursor, and shorten what nobody reads to its end."""
+    """Return text as one line: control characters escaped, and the middle of a long text left out."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     half = MAX_CHARACTERS // 2
     return line if len(line) <= MAX_CHARACTERS else f"{line[:half]} ... {line[-half:]}"
 
 
 class MuraError(Exception):
-    """Root of everything raised on purpose here; its text is one line, whatever the names in it hold."""
+    """Root of all errors raised on purpose; its text is always one line, whatever the names in it contain."""
 
     def __str__(self) -> str:
         return to_one_line(super().__str__())
 
 
 class UserError(MuraError):
-    """A mistake the user can mend; its text is one line that says what was given and what is allowed."""
+    """A mistake the user can correct; its text is one line with what was given and what is allowed."""
 
 
 class ConfigError(UserError):
-    """An option or setting that cannot be."""
+    """An option or setting that is not allowed."""
 
 
 class SettingError(ConfigError):
@@ -91,4 +91,4 @@ class RunError(MuraError):
 
 
 class StorageError(RunError):
-    """A disk that is full or fails; what was written before is whole, and the same command continues."""
+    """A disk that is full or fails; what was written before is intact, and the same command continues."""

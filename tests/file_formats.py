@@ -1,4 +1,4 @@
-"""The formats that a run may leave, each told by its content and read by a reader that executes nothing."""
+"""The file formats that a run may write, recognized by content with readers that execute nothing."""
 
 import io
 import json
@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.numpy import load
 
 
-def name_format(path: Path) -> str | None:
-    """Name a file's format by its suffix if its content is of that format; None where it is of none."""
+def detect_format(path: Path) -> str | None:
+    """Return the format that a file's suffix names if its content is of that format, else None."""
     read = READERS.get(path.suffix)
     try:
         return None if read is None or not read(path.read_bytes()) else path.suffix.removeprefix(".")
@@ -27,7 +27,7 @@ def is_npy(content: bytes) -> bool:
 
 
 def is_csv(content: bytes) -> bool:
-    """Tell printable text with a header and rows of as many cells."""
+    """Return whether this is printable text with a header and rows of as many cells."""
     text = content.decode("utf-8")
     return (
         text.replace("\n", "").isprintable() and text.endswith("\n") and len(pd.read_csv(io.StringIO(text)).columns) > 1

@@ -1,7 +1,8 @@
-"""Random changes to whole batches of images, on the device that trains: no Python an image, no generator that lives on.
+"""Random augmentation of whole batches on the training device: no loop over images and no stateful generator.
 
-The paper's two (flip, autocontrast) are those of preprocessing.py. The others are for training whole networks: rotation
-(Stanford turned images by up to 30 degrees), zoom with shift, contrast and brightness.
+The paper's two augmentations (flip, autocontrast) are in preprocessing.py. The others are for training whole networks:
+rotation (by up to 30 degrees in Rajpurkar et al., MURA, 2017, https://arxiv.org/abs/1712.06957), scale with shift,
+contrast and brightness.
 """
 
 import math
@@ -17,7 +18,7 @@ from mura_models.data.preprocessing import VIEWS, apply_view
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """How far images are changed; 0 is not at all."""
+    """The largest change of each kind; 0 turns it off."""
 
     rotation_degrees: float = 0.0
     scale_jitter: float = 0.0
@@ -32,10 +33,11 @@ class Augmentation:
 
 
 def augment(images_BHW: Tensor, views_B: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Change uint8 images at random: uint8, or float32 in [0, 1] where more than the paper's two changes are asked for.
+    """Return augmented images: uint8 as given, or float32 in [0, 1] if `augmentation` changes anything.
 
-    `outcomes_B` numbers each image's view of the paper's two augmentations (preprocessing.OUTCOMES); `rng` gives
-    the rest, the same numbers whatever the device.
+    images_BHW: uint8.
+    views_B: index into preprocessing.VIEWS of each image's view under the paper's two augmentations.
+    rng: draws the rest; its numbers do not depend on the device.
     """
     flips_B, contrasts_B = np.array(VIEWS)[views_B].T
     images_BHW = _where(flips_B, apply_view(images_BHW, True, False), images_BHW)
@@ -57,11 +59,11 @@ def _where(mask_B: np.ndarray, first_BHW: Tensor, second_BHW: Tensor) -> Tensor:
 
 
 def _move(images_BHW: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Turn, scale and shift every image by its own draw; what comes in from outside is black."""
+    """Rotate, scale and shift each image by its own draw; pixels from outside are black."""
     num_images = len(images_BHW)
     angle_B = np.deg2rad(rng.uniform(-1, 1, num_images) * augmentation.rotation_degrees)
     scale_B = np.exp(rng.uniform(-1, 1, num_images) * math.log1p(augmentation.scale_jitter))
-    shift_B2 = rng.uniform(-1, 1, (num_images, 2)) * augmentation.scale_jitter  # the grid is 2 wide: half of it a side
+    shift_B2 = rng.uniform(-1, 1, (num_images, 2)) * augmentation.scale_jitter  # the grid is 2 wide, so half a side
     cos_B, sin_B = np.cos(angle_B) / scale_B, np.sin(angle_B) / scale_B
     theta_B23 = np.stack([cos_B, -sin_B, shift_B2[:, 0], sin_B, cos_B, shift_B2[:, 1]], axis=1).reshape(-1, 2, 3)
     theta = torch.from_numpy(theta_B23).to(images_BHW)
@@ -72,7 +74,7 @@ def _move(images_BHW: Tensor, augmentation: Augmentation, rng: np.random.Generat
 
 
 def _change_contrast(images_BHW: Tensor, amount: float, rng: np.random.Generator) -> Tensor:
-    """Stretch or squeeze every image's greys around its mean, and brighten or darken it."""
+    """Scale each image's gray levels around their mean, and brighten or darken it."""
     drawn_2B = torch.from_numpy(1 + amount * rng.uniform(-1, 1, (2, len(images_BHW)))).to(images_BHW)
     factor_B11, brightness_B11 = drawn_2B[:, :, None, None]
     mean_B11 = images_BHW.mean(dim=(1, 2), keepdim=True)

@@ -20,7 +20,7 @@ from mura_models.errors import DataError
 REQUIRED = ("path", "bone", "patient", "study", "label")
 LABELS = {"0": 0, "0.0": 0, "normal": 0, "negative": 0, "1": 1, "1.0": 1, "abnormal": 1, "positive": 1}
 SPLITS = ("train", "test", "dev")
-SPLIT_PARTS = 5  # without a split column, one part in five of the patients is the test split
+SPLIT_PARTS = 5  # without a split column, a fifth of the patients is the test split
 SPLIT_SEED = 0
 MAX_TABLE_BYTES = 2**28  # chosen by us: MURA's longest is 4 MB
 _MEASURED = ["file", "digest", "width", "height", "mode"]  # read from the files, never from the table
@@ -32,37 +32,37 @@ _BREAKS = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"  # what would break a line of the 
 
 
 def list_csv(path: Path) -> Listing:
-    """List the rows of a manifest CSV, with `file`, `label`, `split` and `fold` typed.
+    """List the images of a manifest CSV, with `file`, `label`, `split` and `fold` typed.
 
-    Raises DataError where it is no table, or lacks a column.
+    Raises DataError if it is not a table or lacks a column.
     """
     listing = read_table(path)
-    missing = [column for column in REQUIRED if column not in listing.rows]
+    missing = [column for column in REQUIRED if column not in listing.table]
     if missing:
-        found = ", ".join(listing.rows.columns)
+        found = ", ".join(listing.table.columns)
         raise DataError(f"{path}: no column {', '.join(missing)} (found: {found}); needed are {', '.join(REQUIRED)}")
-    if "split" in listing.rows:
-        listing = listing.leave_out(_find_bad_cells(listing.rows, (*REQUIRED, "split")))
-        return _drop_duplicates(replace(listing, rows=_type_columns(listing.rows, path)), *_CONTRADICTING)
-    listing = listing.leave_out(_find_bad_cells(listing.rows, REQUIRED))
+    if "split" in listing.table:
+        listing = listing.exclude(_find_bad_cells(listing.table, (*REQUIRED, "split")))
+        return _drop_duplicates(replace(listing, table=_type_columns(listing.table, path)), *_CONTRADICTING)
+    listing = listing.exclude(_find_bad_cells(listing.table, REQUIRED))
     listing = _drop_duplicates(
-        replace(listing, rows=_type_columns(listing.rows.assign(split="train"), path)), *_CONTRADICTING
+        replace(listing, table=_type_columns(listing.table.assign(split="train"), path)), *_CONTRADICTING
     )
-    if listing.rows.empty:
+    if listing.table.empty:
         return listing
-    return replace(listing, rows=_split_patients(listing.rows, path)).add_notes(
+    return replace(listing, table=_split_patients(listing.table, path)).add_notes(
         f"{path.name} has no split column: one patient in {SPLIT_PARTS} is taken for test (seed {SPLIT_SEED})"
     )
 
 
 def list_csv_for_prediction(path: Path) -> Listing:
-    """List the rows of a CSV in which only `path` is needed; a column that is empty throughout is absent.
+    """List the images of a CSV in which only `path` is required; an empty column is dropped.
 
-    `label` is nullable where some rows have none.
+    `label` is nullable if some images have none.
     """
     listing = read_table(path)
-    if "path" not in listing.rows:
-        raise DataError(f"{path}: no column path (found: {', '.join(listing.rows.columns)})")
+    if "path" not in listing.table:
+        raise DataError(f"{path}: no column path (found: {', '.join(listing.table.columns)})")
     return type_for_prediction(listing, path.parent)
 
 
@@ -71,27 +71,27 @@ def type_for_prediction(listing: Listing, folder: Path) -> Listing:
 
     folder: what a relative `path` is relative to.
     """
-    listing = listing.leave_out(_find_bad_cells(listing.rows, ("path",), check_values=False))
-    rows = listing.rows
-    if "file" not in rows:
-        rows = rows.assign(file=_find_files(rows["path"], folder))
+    listing = listing.exclude(_find_bad_cells(listing.table, ("path",), check_values=False))
+    table = listing.table
+    if "file" not in table:
+        table = table.assign(file=_resolve_files(table["path"], folder))
     for column in ("bone", "patient", "study", "split", "fold", "label"):
-        if column in rows:
-            rows[column] = rows[column].mask(rows[column] == "")
-            if rows[column].isna().all():
-                rows = rows.drop(columns=column)
-    if "label" in rows:
-        labels = rows["label"].str.lower().map(LABELS).astype("Int8")
-        rows["label"] = labels if labels.hasnans else labels.astype(np.int8)
-    return _drop_duplicates(replace(listing, rows=rows))
+        if column in table:
+            table[column] = table[column].mask(table[column] == "")
+            if table[column].isna().all():
+                table = table.drop(columns=column)
+    if "label" in table:
+        labels = table["label"].str.lower().map(LABELS).astype("Int8")
+        table["label"] = labels if labels.hasnans else labels.astype(np.int8)
+    return _drop_duplicates(replace(listing, table=table))
 
 
 EMPTY = ("", "nan", "na", "n/a", "none", "null")
-"""What programs write for a value that is not there; no patient is called so."""
+"""What programs write for a missing value; no patient has such an id."""
 
 
 def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
-    """Return a file's text and notes on how it was read: UTF-8, or else Latin-1."""
+    """Return the text of a file, read as UTF-8 or else as Latin-1, and notes for the user."""
     try:
         data = read_file(path, max_bytes=MAX_TABLE_BYTES)
     except OSError as error:
@@ -105,14 +105,14 @@ def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def split_lines(text: str) -> list[str]:
-    """Return the lines that are not blank, stripped. Unlike `splitlines`, keeps names whole that hold other breaks."""
+    """Return the lines that are not blank, stripped. Unlike `splitlines`, do not split at rarer breaks within names."""
     return [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
 
 
 def read_cells(path: Path) -> tuple[list[str], list[list[str]], tuple[str, ...]]:
-    """Read a CSV with comma, semicolon or tab: its header in lower case, its rows, and notes on how it was read.
+    """Read a CSV with comma, semicolon or tab: return its header in lower case, its rows, and notes for the user.
 
-    Every cell is stripped; a row may be shorter or longer than the header. Raises DataError for a table without rows.
+    Cells are stripped; a row may be shorter or longer than the header. Raises DataError for a table without rows.
     """
     text, notes = read_text(path)
     cells = parse_cells(path, text)
@@ -129,9 +129,9 @@ def read_cells(path: Path) -> tuple[list[str], list[list[str]], tuple[str, ...]]
 
 
 def parse_cells(path: Path, text: str) -> list[list[str]]:
-    """Cut a table into the cells of its rows, blank ones left out.
+    """Split a table into the cells of its rows, without blank rows.
 
-    Raises DataError for a quote that is opened and never closed, since it would swallow the rows below it.
+    Raises DataError for a quote that is not closed, since it would swallow the rows below it.
     """
     first_line = text.lstrip().splitlines()[:1]
     delimiter = max(",;\t", key=(first_line or [""])[0].count)
@@ -148,7 +148,7 @@ def parse_cells(path: Path, text: str) -> list[list[str]]:
 
 
 def read_table(path: Path) -> Listing:
-    """Read a CSV as text. Rows with more cells than the header are left out, columns without a name are ignored.
+    """Read a CSV as text. Rows with more cells than the header are excluded, columns without a name are ignored.
 
     Raises DataError for a table without rows.
     """
@@ -159,63 +159,63 @@ def read_table(path: Path) -> Listing:
         notes = (*notes, f"{path.name} has cells below a header without a name: ignored")
     table = table.drop(columns=["", *_MEASURED], errors="ignore")
     if "path" not in table:
-        return Listing(rows=table, notes=notes)
-    return Listing(rows=table, notes=notes).leave_out(
+        return Listing(table=table, notes=notes)
+    return Listing(table=table, notes=notes).exclude(
         ["more cells than the header" if any(row[len(header) :]) else "" for row in rows]
     )
 
 
-def _find_bad_cells(rows: pd.DataFrame, needed: Iterable[str], *, check_values: bool = True) -> NDArray[Any]:
-    """Return a reason for every row with a cell that cannot be, naming the column."""
+def _find_bad_cells(table: pd.DataFrame, needed: Iterable[str], *, check_values: bool = True) -> NDArray[Any]:
+    """Return the reason, with the column, for every row with an invalid cell; "" for the others."""
     wrong: list[tuple[pd.Series[bool], str | pd.Series[str]]] = [
-        (rows[column].str.lower().isin(EMPTY), f"column {column} is empty") for column in needed
+        (table[column].str.lower().isin(EMPTY), f"column {column} is empty") for column in needed
     ]
     if check_values:
         names = ("bone", "patient", "study")
-        wrong += [(rows[name].str.contains(_BREAKS), f"column {name} holds a control character") for name in names]
-        wrong.append((~rows["label"].str.lower().isin(LABELS), "label '" + rows["label"] + "' is not 0 or 1"))
-    if check_values and "split" in rows:
-        is_known = rows["split"].str.lower().isin(SPLITS)
-        wrong.append((~is_known, "split '" + rows["split"] + "' is not train, test or dev"))
-    if check_values and "fold" in rows:
-        is_number = rows["fold"].str.fullmatch(r"(-1|[0-9]{1,4})(\.0)?|")
-        wrong.append((~is_number, "fold '" + rows["fold"] + "' is not a whole number"))
-    reasons = np.full(len(rows), "", dtype=object)
+        wrong += [(table[name].str.contains(_BREAKS), f"column {name} holds a control character") for name in names]
+        wrong.append((~table["label"].str.lower().isin(LABELS), "label '" + table["label"] + "' is not 0 or 1"))
+    if check_values and "split" in table:
+        is_known = table["split"].str.lower().isin(SPLITS)
+        wrong.append((~is_known, "split '" + table["split"] + "' is not train, test or dev"))
+    if check_values and "fold" in table:
+        is_number = table["fold"].str.fullmatch(r"(-1|[0-9]{1,4})(\.0)?|")
+        wrong.append((~is_number, "fold '" + table["fold"] + "' is not a whole number"))
+    reasons = np.full(len(table), "", dtype=object)
     for is_wrong, reason in reversed(wrong):
         reasons = np.where(is_wrong, reason, reasons)
     return reasons
 
 
-def _type_columns(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Bring the cells, all checked, to the manifest's types; a dev row is train, fold 0."""
-    split = rows["split"].str.lower()
-    given = pd.to_numeric(rows["fold"].replace("", "-1")) if "fold" in rows else pd.Series(-1, index=rows.index)
+def _type_columns(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Convert checked cells to the manifest's types; a dev row becomes train, fold 0."""
+    split = table["split"].str.lower()
+    given = pd.to_numeric(table["fold"].replace("", "-1")) if "fold" in table else pd.Series(-1, index=table.index)
     fold = np.select([split == "dev", split == "test"], [0, -1], given)
-    return rows.assign(
-        file=_find_files(rows["path"], path.parent),
-        label=rows["label"].str.lower().map(LABELS).astype(np.int8),
+    return table.assign(
+        file=_resolve_files(table["path"], path.parent),
+        label=table["label"].str.lower().map(LABELS).astype(np.int8),
         split=split.replace("dev", "train"),
         fold=fold.astype(np.int16),
     )
 
 
-def _find_files(paths: "pd.Series[str]", folder: Path) -> "pd.Series[str]":
+def _resolve_files(paths: "pd.Series[str]", folder: Path) -> "pd.Series[str]":
     root = folder.absolute()
     return pd.Series([os.path.normpath(root / path) for path in paths], index=paths.index, dtype="str")
 
 
 def _drop_duplicates(listing: Listing, *also: str) -> Listing:
-    """Leave out a file that was named before; with other cells in `also` it is another row."""
-    return listing.leave_out(np.where(listing.rows.duplicated(["file", *also]), "duplicate row", ""))
+    """Exclude a file that was listed before, unless its cells in `also` differ."""
+    return listing.exclude(np.where(listing.table.duplicated(["file", *also]), "duplicate row", ""))
 
 
-def _split_patients(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
+def _split_patients(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Take one patient in five for test, spread over bones and labels."""
-    if rows["patient"].nunique() < SPLIT_PARTS:
+    if table["patient"].nunique() < SPLIT_PARTS:
         raise DataError(
-            f"{path}: no split column, and {rows['patient'].nunique()} patients are too few to take a test split; "
+            f"{path}: no split column, and {table['patient'].nunique()} patients are too few to take a test split; "
             f"add a column split (train or test), or at least {SPLIT_PARTS} patients"
         )
-    parts = assign_folds(rows.assign(fold=-1), num_folds=SPLIT_PARTS, seed=SPLIT_SEED)
+    parts = assign_folds(table.assign(fold=-1), num_folds=SPLIT_PARTS, seed=SPLIT_SEED)
     is_test = parts == 0
-    return rows.assign(split=np.where(is_test, "test", "train"), fold=np.where(is_test, np.int16(-1), rows["fold"]))
+    return table.assign(split=np.where(is_test, "test", "train"), fold=np.where(is_test, np.int16(-1), table["fold"]))

@@ -1,4 +1,8 @@
-"""The MURA v1.1 tree: its four CSVs, and its folder names where a CSV is missing."""
+"""Reads the MURA v1.1 tree: its four CSVs, or its folder names if a CSV is missing.
+
+Pranav Rajpurkar et al., "MURA: Large Dataset for Abnormality Detection in Musculoskeletal Radiographs", 2017,
+https://arxiv.org/abs/1712.06957; the data: https://stanfordmlgroup.github.io/competitions/mura/
+"""
 
 import os
 import re
@@ -17,7 +21,7 @@ from mura_models.data.scan import LINK_OUTSIDE, Listing, is_junk, leads_outside
 from mura_models.errors import DataError
 
 SPLITS = {"train": "train", "valid": "test"}  # the published validation split is our test split
-MASKS = "masks"  # the phantom writes them beside its tree
+MASKS = "masks"  # the phantom writes them next to its tree
 _TWO_LABELS = "study carries two labels"
 _PATH = re.compile(
     r"(?:^|/)(?P<split>train|valid)/XR_(?P<bone>[^/]+)/(?P<patient>patient[^/]+)"
@@ -26,9 +30,9 @@ _PATH = re.compile(
 
 
 def find_tree(folder: Path) -> Path | None:
-    """Return the MURA tree that `folder` is or holds, whatever it is called; None where there is none.
+    """Return the MURA tree that `folder` is or contains, under any name, or None.
 
-    Raises DataError where it holds several.
+    Raises DataError if it contains several.
     """
     if _is_tree(folder):
         return folder
@@ -49,7 +53,7 @@ def _is_tree(folder: Path) -> bool:
             (folder / f"{split}_image_paths.csv").is_file() or any((folder / split).glob("XR_*/patient*"))
             for split in SPLITS
         )
-    except PermissionError:  # not ours to enter, as a disk's `lost+found`
+    except PermissionError:  # such as a disk's `lost+found`
         return False
 
 
@@ -59,45 +63,45 @@ def is_phantom_tree(root: Path) -> bool:
 
 
 def list_mura(root: Path) -> Listing:
-    """List the images of a MURA tree, their labels and splits; no file is opened but the CSVs.
+    """List the images of a MURA tree with their labels and splits; only the CSVs are opened.
 
-    Labels and lists come from the CSVs; where one is missing, from the folder names.
+    Paths and labels come from the CSVs, or from the folder names if a CSV is missing.
     """
     notes: list[str] = []
     found: list[dict[str, Any]] = []
     for split in SPLITS:
         paths = _list_paths(root, split, notes)
         labels = _read_labels(root, split, notes)
-        rows = [_describe(path, split, labels) for path in paths]
+        rows = [_make_row(path, split, labels) for path in paths]
         num_conflicts = sum(row["conflict"] for row in rows)
         if num_conflicts:
-            notes.append(f"{split}: {num_conflicts} images lie in a folder of the other label: the CSV is trusted")
+            notes.append(f"{split}: {num_conflicts} images are in a folder of the other label: the CSV is trusted")
         found += rows
     columns = ["path", "relative", "bone", "patient", "study", "label", "split", "folder", "reason"]
-    listing = Listing(rows=pd.DataFrame(found, columns=columns), notes=tuple(notes))
-    listing = listing.leave_out(listing.rows["reason"].tolist())
+    listing = Listing(table=pd.DataFrame(found, columns=columns), notes=tuple(notes))
+    listing = listing.exclude(listing.table["reason"].tolist())
     return _finish(listing, root)
 
 
 def _finish(listing: Listing, root: Path) -> Listing:
-    """Return the rows their files and types, and leave out what names alone condemn."""
-    rows = listing.rows
+    """Add files and types to the table, and exclude what can be excluded by its names alone."""
+    table = listing.table
     real_root = os.path.realpath(root)
-    files = [os.path.join(root.absolute(), relative) for relative in rows["relative"]]  # noqa: PTH118, 40,005 of them
-    folders = rows.groupby(["split", "study"])["folder"].transform("nunique")
+    files = [os.path.join(root.absolute(), relative) for relative in table["relative"]]  # noqa: PTH118, 40,005 of them
+    folders = table.groupby(["split", "study"])["folder"].transform("nunique")
     outside = np.array([leads_outside(file, real_root) for file in files], dtype=bool)
     reasons = np.select(
-        [rows["relative"].duplicated(), outside, folders > 1],
+        [table["relative"].duplicated(), outside, folders > 1],
         ["duplicate row", LINK_OUTSIDE, _TWO_LABELS],
         "",
     )
-    typed = rows.assign(file=pd.Series(files, dtype="str"), label=rows["label"].astype(np.int8), fold=np.int16(-1))
+    typed = table.assign(file=pd.Series(files, dtype="str"), label=table["label"].astype(np.int8), fold=np.int16(-1))
     kept = ["path", "file", "bone", "patient", "study", "label", "split", "fold"]
-    return Listing(rows=typed[kept], quarantine=listing.quarantine, notes=listing.notes).leave_out(reasons)
+    return Listing(table=typed[kept], quarantine=listing.quarantine, notes=listing.notes).exclude(reasons)
 
 
-def describe_path(path: str) -> dict[str, str] | None:
-    """Return split, bone, patient, study and, where named, label of a path as MURA writes them, or None."""
+def parse_path(path: str) -> dict[str, str] | None:
+    """Return split, bone, patient, study and, if named, label of one of MURA's paths; None for any other path."""
     match = _PATH.search(path)
     if match is None:
         return None
@@ -113,30 +117,30 @@ def describe_path(path: str) -> dict[str, str] | None:
     }
 
 
-def _describe(path: str, split: str, labels: dict[str, str] | None) -> dict[str, Any]:
-    """Make a row of a path; `reason` says why it cannot be one."""
+def _make_row(path: str, split: str, labels: dict[str, str] | None) -> dict[str, Any]:
+    """Return the row of a path, with a `reason` if it is to be excluded."""
     if not is_text(path):
         return {"path": to_text(path), "reason": NOT_TEXT, "conflict": False}
-    parts = describe_path(path)
+    parts = parse_path(path)
     if parts is None or parts["split"] != split:
         return {"path": path, "reason": f"not a path of MURA's {split} images", "conflict": False}
     by_folder = parts["label"]
     label = by_folder if labels is None else labels.get(parts["folder"], by_folder)
     code = LABELS.get(label.lower(), -1)
-    reason = "" if code >= 0 else _explain_label(label)
+    reason = "" if code >= 0 else _label_reason(label)
     conflict = not reason and by_folder != "" and code != LABELS[by_folder]
     return {**parts, "path": path, "label": code, "split": SPLITS[split], "reason": reason, "conflict": conflict}
 
 
-def _explain_label(label: str) -> str:
+def _label_reason(label: str) -> str:
     if label == _TWO_LABELS:
         return label
     return f"label '{label}' is not 0 or 1" if label else "no label"
 
 
 def _list_paths(root: Path, split: str, notes: list[str]) -> list[str]:
-    """List the images of a split as its CSV names them, or as they lie on the disk."""
-    on_disk = _walk(root, split)
+    """List the images of a split from its CSV, or from its folder if there is none."""
+    on_disk = _list_folder(root, split)
     table = root / f"{split}_image_paths.csv"
     if not table.is_file():
         notes.append(f"{table.name} is missing: the images are listed from the folders")
@@ -144,14 +148,14 @@ def _list_paths(root: Path, split: str, notes: list[str]) -> list[str]:
     text, encoding_notes = read_text(table)
     notes += encoding_notes
     paths = [line.strip('"') for line in split_lines(text)]
-    listed = {parts["relative"] for path in paths if (parts := describe_path(path))}
+    listed = {parts["relative"] for path in paths if (parts := parse_path(path))}
     num_unlisted = len(set(on_disk) - listed)
     if num_unlisted:
         notes.append(f"{num_unlisted} {split} images on the disk are not in {table.name}: ignored")
     return paths
 
 
-def _walk(root: Path, split: str) -> list[str]:
+def _list_folder(root: Path, split: str) -> list[str]:
     """List the images below a split's folder, sorted, as paths from the root with `/`."""
     found = (root / split).glob("XR_*/patient*/study*/*")
     images = [image for image in found if image.suffix.lower() in READERS and not is_junk(image.name)]
@@ -159,7 +163,7 @@ def _walk(root: Path, split: str) -> list[str]:
 
 
 def _read_labels(root: Path, split: str, notes: list[str]) -> dict[str, str] | None:
-    """Return study folder -> label as the CSV says, or None where there is no CSV."""
+    """Return study folder -> label from the CSV, or None if there is no CSV."""
     table = root / f"{split}_labeled_studies.csv"
     if not table.is_file():
         notes.append(f"{table.name} is missing: the labels are taken from the folder names")
@@ -168,7 +172,7 @@ def _read_labels(root: Path, split: str, notes: list[str]) -> dict[str, str] | N
     notes += encoding_notes
     labels: dict[str, str] = {}
     for row in parse_cells(table, text):
-        parts = describe_path(row[0].strip().rstrip("/") + "/any") if len(row) > 1 else None
+        parts = parse_path(row[0].strip().rstrip("/") + "/any") if len(row) > 1 else None
         if parts is not None:
             label = row[1].strip()
             is_second = labels.setdefault(parts["folder"], label) != label
@@ -176,8 +180,8 @@ def _read_labels(root: Path, split: str, notes: list[str]) -> dict[str, str] | N
     return labels
 
 
-def compare_counts(rows: pd.DataFrame) -> str:
-    """Say in one line whether patients, studies and images are as many as in MURA v1.1."""
+def compare_counts(table: pd.DataFrame) -> str:
+    """Return one line on whether patients, studies and images are as many as in MURA v1.1."""
     published: Counter[str] = Counter()
     for split, bones in MURA_COUNTS.items():
         published[f"{split} patients"] = MURA_PATIENTS[split]
@@ -186,7 +190,7 @@ def compare_counts(rows: pd.DataFrame) -> str:
             published[f"{split} images"] += sum(images)
             for name, num_images in zip(("negative", "positive"), images, strict=True):
                 published[f"{split} {bone[3:].lower()} {name} images"] = num_images
-    counted = _count_rows(rows)
+    counted = _count_rows(table)
     names = [*published, *(name for name in counted if name not in published)]
     wrong = [
         f"{name} {counted[name]:,} (published {published[name]:,})"
@@ -199,10 +203,10 @@ def compare_counts(rows: pd.DataFrame) -> str:
     return f"counts differ from MURA v1.1: {'; '.join(wrong[:4])}{rest}"
 
 
-def _count_rows(rows: pd.DataFrame) -> Counter[str]:
+def _count_rows(table: pd.DataFrame) -> Counter[str]:
     counted: Counter[str] = Counter()
     for published_split, split in SPLITS.items():
-        part = rows[rows["split"] == split]
+        part = table[table["split"] == split]
         counted[f"{published_split} patients"] = part["patient"].nunique()
         counted[f"{published_split} studies"] = part["study"].nunique()
         counted[f"{published_split} images"] = len(part)

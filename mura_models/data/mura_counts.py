@@ -1,11 +1,14 @@
-"""What MURA v1.1 holds, as published."""
+"""The published counts of MURA v1.1.
+
+Pranav Rajpurkar et al., "MURA: Large Dataset for Abnormality Detection in Musculoskeletal Radiographs", 2017,
+https://arxiv.org/abs/1712.06957; images per bone and label from public repositories that print the counts of v1.1.
+"""
 
 from typing import Literal
 
 Split = Literal["train", "valid"]
 
-# Studies and images by split and bone, (negative, positive) each: 13,457 + 1,199 studies, 36,808 + 3,197
-# images. Rajpurkar et al., arXiv 1712.06957, and public repositories that print the counts of MURA v1.1.
+# Studies and images by split and bone, (negative, positive) each: 13,457 + 1,199 studies, 36,808 + 3,197 images.
 MURA_COUNTS: dict[Split, dict[str, tuple[tuple[int, int], tuple[int, int]]]] = {
     "train": {
         "XR_ELBOW": ((1094, 660), (2925, 2006)),

@@ -12,7 +12,7 @@ from mura_models.data.csv_manifest import type_for_prediction
 from mura_models.data.dataset import DataSet, read_predict_input
 from mura_models.data.images import READERS
 from mura_models.data.safe_read import NOT_TEXT, is_text, to_text
-from mura_models.data.scan import Listing, check_files, count_reasons
+from mura_models.data.scan import Listing, check_files, summarize_excluded
 from mura_models.errors import DataError
 
 FilePath: TypeAlias = str | os.PathLike[str]
@@ -35,13 +35,13 @@ def read_images(images: Images) -> DataSet:
     else:
         return read_predict_input(Path(images))
     listing = check_files(listing)
-    if listing.rows.empty:
+    if listing.table.empty:
         raise DataError(f"no image that can be read{summarize_excluded(listing.quarantine)}")
     return DataSet(
         name="images",
         kind="folder",
         is_phantom=False,
-        manifest=listing.rows,
+        manifest=listing.table,
         quarantine=listing.quarantine,
         notes=listing.notes,
     )
@@ -50,22 +50,14 @@ def read_images(images: Images) -> DataSet:
 def list_files(paths: Iterable[FilePath]) -> Listing:
     """List image files by their paths, without reading them. A file that was listed before is excluded."""
     given = [os.fspath(path) for path in paths]
-    rows = pd.DataFrame(
+    table = pd.DataFrame(
         {"path": [to_text(path) for path in given], "file": [to_text(os.path.abspath(path)) for path in given]},  # noqa: PTH100
         dtype="str",
     )
     is_text_N = [is_text(path) for path in given]
-    return Listing(rows=rows).leave_out(
-        np.select([~np.array(is_text_N, bool), rows["file"].duplicated()], [NOT_TEXT, "duplicate row"], "")
+    return Listing(table=table).exclude(
+        np.select([~np.array(is_text_N, bool), table["file"].duplicated()], [NOT_TEXT, "duplicate row"], "")
     )
-
-
-def summarize_excluded(quarantine: pd.DataFrame) -> str:
-    """Return the end of an error message: how many files were excluded and the most frequent reason."""
-    if quarantine.empty:
-        return ""
-    reason, count = next(iter(count_reasons(quarantine).items()))
-    return f"; {len(quarantine)} files excluded, most often: {reason} ({count})"
 
 
 def _list_table(table: pd.DataFrame) -> Listing:
@@ -76,4 +68,4 @@ def _list_table(table: pd.DataFrame) -> Listing:
     rows = cells.astype("str").where(cells.notna(), "").astype("str")
     if "path" not in rows:
         raise DataError(f"the table has no column path (found: {', '.join(map(str, table.columns))})")
-    return type_for_prediction(Listing(rows=rows), Path())
+    return type_for_prediction(Listing(table=rows), Path())

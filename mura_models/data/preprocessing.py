@@ -15,12 +15,12 @@ from mura_models.data.preprocessing_settings import Preprocessing
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# (flip, autocontrast), each drawn with probability 0.5 in the paper: four views an image, the first plain.
+# (flip, autocontrast), each drawn with probability 0.5 in the paper: four views per image, the first unchanged.
 VIEWS = ((False, False), (True, False), (False, True), (True, True))
 
 
 def resize_image(image_HW: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Resize one grey image to a square, bilinear with antialias, as torchvision does on a Pillow image."""
+    """Resize one gray image to a square, bilinear with antialias, as torchvision does on a Pillow image."""
     size = (preprocessing.image_size_px, preprocessing.image_size_px)
     image = Image.fromarray(image_HW)
     if preprocessing.resize == "stretch":
@@ -31,7 +31,7 @@ def resize_image(image_HW: NDArray[np.uint8], preprocessing: Preprocessing) -> N
 
 
 def apply_view(images_BHW: torch.Tensor, flip: bool, autocontrast: bool) -> torch.Tensor:
-    """Return uint8 images as one view of the augmentations leaves them, each image on its own contrast."""
+    """Return one view of uint8 images; autocontrast is per image."""
     images_B1HW = images_BHW.unsqueeze(1)
     if flip:
         images_B1HW = transforms.horizontal_flip(images_B1HW)
@@ -41,7 +41,7 @@ def apply_view(images_BHW: torch.Tensor, flip: bool, autocontrast: bool) -> torc
 
 
 def autocontrast_changes(images_BHW: torch.Tensor) -> torch.Tensor:
-    """Say of each image whether autocontrast alters a pixel: not if it is flat or spans 0 to 255."""
+    """Return for each image whether autocontrast alters a pixel: not if it is flat or spans 0 to 255."""
     return (apply_view(images_BHW, False, True) != images_BHW).flatten(1).any(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Reading files that were named by somebody else: a pipe or a device must not stop us, nor a huge file fill memory."""
+"""Reads files that a user named: a pipe or a device must not block, nor a huge file fill the memory."""
 
 import errno
 import os
@@ -8,25 +8,28 @@ from pathlib import Path
 from mura_models.errors import DataError
 
 NOT_TEXT = "name is not UTF-8"
-"""Why a file with such a name is left out."""
+"""Reason for excluding a file with such a name."""
 
 
 def read_file(path: Path, *, max_bytes: int) -> bytes:
-    """Read a whole file that lies on a disk.
+    """Read a whole regular file.
 
-    Raises OSError, with the reason in `strerror`, also for a pipe, a socket or a device and for more than `max_bytes`.
+    Raises OSError with the reason in `strerror`, also for a pipe, a socket, a device, or more than `max_bytes`.
     """
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a folder has a reason of its own
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a folder gets the system's own reason
         raise OSError(errno.EINVAL, "not a regular file")
     if status.st_size > max_bytes:
         raise OSError(errno.EFBIG, f"{status.st_size} bytes, at most {max_bytes} are read")
-    # What says that it is empty is not opened: some files of /proc never end, and some wait.
+    # A file of size 0 is not opened: some in /proc never end, and some block.
     return path.read_bytes() if status.st_size else b""
 
 
-def check_is_there(path: Path, *, wanted: str) -> None:
-    """Raise DataError where nothing is at `path`, or nothing that may be looked at."""
+def check_exists(path: Path, *, wanted: str) -> None:
+    """Raise DataError if nothing is at `path`, or access is denied.
+
+    wanted: what to give instead, for the message.
+    """
     try:
         path.stat()
     except FileNotFoundError:
@@ -36,7 +39,7 @@ def check_is_there(path: Path, *, wanted: str) -> None:
 
 
 def is_text(name: str | os.PathLike[str]) -> bool:
-    """Return whether a name can be written into a table: on a disk, names are bytes, and not all of them are UTF-8."""
+    """Return whether a file name can be written to a table: on a disk, names are bytes, and not all are UTF-8."""
     try:
         os.fspath(name).encode()
     except UnicodeEncodeError:
@@ -45,10 +48,10 @@ def is_text(name: str | os.PathLike[str]) -> bool:
 
 
 def to_text(name: str | os.PathLike[str]) -> str:
-    """Write a name so that any table can hold it: bytes that are not UTF-8 as `\\udcXX`."""
+    """Return a file name that any table can hold, with bytes that are not UTF-8 as `\\udcXX`."""
     return os.fspath(name).encode(errors="backslashreplace").decode()
 
 
 def explain(error: Exception) -> str:
-    """Return the system's own words for why a file cannot be read, without its path."""
+    """Return the system's reason why a file cannot be read, without its path."""
     return getattr(error, "strerror", None) or str(error)

@@ -1,4 +1,4 @@
-"""The scan: every file read once, and the rules on which rows may stay."""
+"""The scan: reads every file once, and excludes rows by the rules on labels and leaks."""
 
 import errno
 import hashlib
@@ -22,11 +22,10 @@ from mura_models.errors import ImageError, StorageError
 from mura_models.storage import RETRY_EVERY_S, RETRY_TIMEOUT_S, StorageFault, classify_fault, retry
 
 MAX_IMAGE_BYTES = 2**30
-"""More than any image of MAX_PIXELS needs: 16 bits of four channels, uncompressed, are 0.7 GB."""
-
+"""More than any image of MAX_PIXELS needs: four channels of 16 bits, uncompressed, are 0.7 GB."""
 
 DISK_PATIENCE_S = 15.0
-"""How long files that a disk fails at are read again, all of them together (chosen by us)."""
+"""How long reading is retried, over all files with an I/O error together (chosen by us)."""
 
 LINK_OUTSIDE = "link out of the data folder"
 
@@ -37,57 +36,76 @@ def _make_quarantine() -> pd.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The rows that may still be used, what was left out, and lines that the user should see."""
+    """A data set on its way to a manifest."""
 
-    rows: pd.DataFrame
+    table: pd.DataFrame
+    """One row per image that may still be used."""
     quarantine: pd.DataFrame = field(default_factory=_make_quarantine)
+    """`path` and `reason` of the excluded images."""
     notes: tuple[str, ...] = ()
+    """Lines for the user."""
 
-    def leave_out(self, reasons: Sequence[str] | NDArray[Any]) -> "Listing":
-        """Move rows to the quarantine: a reason a row, empty for those that stay."""
-        reason = pd.Series(reasons, index=self.rows.index, dtype="str")
+    def exclude(self, reasons: Sequence[str] | NDArray[Any]) -> "Listing":
+        """Move rows to the quarantine.
+
+        reasons: one per row, empty for the rows that stay.
+        """
+        reason = pd.Series(reasons, index=self.table.index, dtype="str")
         is_out = reason != ""
-        out = pd.DataFrame({"path": self.rows["path"][is_out], "reason": reason[is_out]})
+        out = pd.DataFrame({"path": self.table["path"][is_out], "reason": reason[is_out]})
         return replace(
             self,
-            rows=self.rows[~is_out].reset_index(drop=True),
+            table=self.table[~is_out].reset_index(drop=True),
             quarantine=pd.concat([self.quarantine, out], ignore_index=True),
         )
 
     def add_notes(self, *notes: str) -> "Listing":
-        """Add lines for the user."""
+        """Return the listing with more lines for the user."""
         return replace(self, notes=(*self.notes, *notes))
 
 
 def count_reasons(quarantine: pd.DataFrame) -> dict[str, int]:
-    """Count what was left out by reason, the most frequent first.
+    """Return reason -> number of excluded images, the most frequent first.
 
-    What a reason quotes, a cell or part of a name, may be a patient's: only quarantine.csv has it.
+    Quoted text in a reason, a cell or part of a name, may identify a patient: it is masked here.
     """
     reasons = quarantine["reason"].str.replace(_QUOTED, "'...'", regex=True)
     return {str(reason): int(count) for reason, count in reasons.value_counts().items()}
+
+
+def summarize_excluded(quarantine: pd.DataFrame) -> str:
+    """Return the end of an error message: how many files were excluded and the most frequent reason."""
+    if quarantine.empty:
+        return ""
+    reason, count = next(iter(count_reasons(quarantine).items()))
+    return f"; {len(quarantine)} files excluded, most often: {reason} ({count})"
 
 
 _QUOTED = re.compile("'.*'", re.DOTALL)
 
 
 class FileFacts(NamedTuple):
-    """What a file's bytes and header tell; `reason` is empty where the file can be used."""
+    """What is known of a file from its bytes and its header."""
 
     reason: str
+    """Why the file cannot be used; empty if it can."""
     digest: str = ""
+    """SHA-256 of its bytes."""
     width: int = 0
+    """In pixels, after EXIF rotation, as the height."""
     height: int = 0
     mode: str = ""
+    """Color mode as Pillow names it."""
     fault: StorageFault | None = None
+    """Why it could not be read, if that is the storage's fault."""
 
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""What the system says of a name or a link that leads to no file."""
+"""Errors for a name or a link that leads to no file."""
 
 
 def read_facts(file: str) -> FileFacts:
-    """Read one file: its SHA-256, and the image's size and color mode."""
+    """Read one file and return its digest and its header, or the reason why it cannot be used."""
     path = Path(file)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -108,31 +126,31 @@ def read_facts(file: str) -> FileFacts:
 def check_files(
     listing: Listing, *, num_threads: int = 8, on_progress: Callable[[int, int], None] | None = None
 ) -> Listing:
-    """Read every file once; add digest, width, height and mode, and leave out what cannot be used.
+    """Read every file once: add digest, width, height and mode, and exclude what cannot be used.
 
-    on_progress: called in this thread with the files read and all files, after each.
+    on_progress: called in this thread after each file, with the number of files read and of all files.
 
-    Raises StorageError where a file server is gone for longer than PATIENCE_S.
+    Raises StorageError if a file server is gone for longer than RETRY_TIMEOUT_S.
     """
-    files: list[str] = listing.rows["file"].tolist()
+    files: list[str] = listing.table["file"].tolist()
     facts: list[FileFacts] = []
     with ThreadPoolExecutor(num_threads) as pool:
         for file, found in zip(files, pool.map(read_facts, files), strict=True):
-            facts.append(_await_server(file) if found.fault is StorageFault.SERVER_GONE else found)
+            facts.append(_read_when_back(file) if found.fault is StorageFault.SERVER_GONE else found)
             if on_progress is not None:
                 on_progress(len(facts), len(files))
-    _read_again(files, facts)
-    rows = listing.rows.assign(
+    _retry_io_errors(files, facts)
+    table = listing.table.assign(
         digest=pd.Series([found.digest for found in facts], dtype="str"),
         width=np.array([found.width for found in facts], np.int32),
         height=np.array([found.height for found in facts], np.int32),
         mode=pd.Series([found.mode for found in facts], dtype="str"),
     )
-    return replace(listing, rows=rows).leave_out([found.reason for found in facts])
+    return replace(listing, table=table).exclude([found.reason for found in facts])
 
 
-def _await_server(file: str) -> FileFacts:
-    """Read a file once its file server is back: good images left out would make it another data set."""
+def _read_when_back(file: str) -> FileFacts:
+    """Read a file once its file server is back: excluding good images would make it another data set."""
 
     def read() -> FileFacts:
         found = read_facts(file)
@@ -143,48 +161,52 @@ def _await_server(file: str) -> FileFacts:
     return retry(read, timeout_s=RETRY_TIMEOUT_S)
 
 
-def _read_again(files: Sequence[str], facts: list[FileFacts]) -> None:
-    """Read anew what the disk failed at, until nothing more comes for a while: a bad sector stays bad."""
+def _retry_io_errors(files: Sequence[str], facts: list[FileFacts]) -> None:
+    """Retry the files with I/O errors until none succeeds for a while: a bad sector stays bad."""
     end = time.monotonic() + DISK_PATIENCE_S
-    while failed := [place for place, found in enumerate(facts) if found.fault is StorageFault.IO_ERROR]:
-        for place in failed:
+    while failed := [number for number, found in enumerate(facts) if found.fault is StorageFault.IO_ERROR]:
+        for number in failed:
             if time.monotonic() >= end:
                 return
-            facts[place] = _await_server(files[place])
+            facts[number] = _read_when_back(files[number])
             # The server is coming back: wait for all of its images.
-            if facts[place].fault is not StorageFault.IO_ERROR:
+            if facts[number].fault is not StorageFault.IO_ERROR:
                 end = time.monotonic() + DISK_PATIENCE_S
         time.sleep(RETRY_EVERY_S)
 
 
 def apply_rules(listing: Listing, *, study_columns: Sequence[str]) -> Listing:
-    """Leave out what would make a figure dishonest.
+    """Exclude, in this order, what would bias the figures.
 
-    A study with two labels goes; of a patient or an image in train and test the train rows go; an image that still has
-    two labels goes; a bone that train does not hold goes from test. An image is known by its bytes, not by its name.
+    1. Studies with two labels.
+    2. Of a patient in both train and test, the train rows; then the same for images.
+    3. Images that still have two labels.
+    4. Test rows of a bone that train lacks.
 
-    study_columns: the columns that make a study one.
+    Images are compared by their bytes, not by name.
+
+    study_columns: the columns that together identify a study.
     """
-    rows = listing.rows
-    num_labels = rows.groupby(list(study_columns))["label"].transform("nunique")
-    listing = listing.leave_out(np.where(num_labels > 1, "study carries two labels", ""))
+    table = listing.table
+    num_labels = table.groupby(list(study_columns))["label"].transform("nunique")
+    listing = listing.exclude(np.where(num_labels > 1, "study carries two labels", ""))
     for column, reason in (("patient", "patient also in test"), ("digest", "same image also in test")):
-        rows = listing.rows
-        is_train = rows["split"] == "train"
-        leaks = is_train & rows[column].isin(rows[column][~is_train])
-        listing = listing.leave_out(np.where(leaks, reason, ""))
-    num_labels = listing.rows.groupby("digest")["label"].transform("nunique")
-    listing = listing.leave_out(np.where(num_labels > 1, "same image under two labels", ""))
-    rows = listing.rows
-    is_known = rows["bone"].isin(rows["bone"][rows["split"] == "train"])
-    return listing.leave_out(np.where(is_known, "", "bone not in train"))
+        table = listing.table
+        is_train = table["split"] == "train"
+        leaks = is_train & table[column].isin(table[column][~is_train])
+        listing = listing.exclude(np.where(leaks, reason, ""))
+    num_labels = listing.table.groupby("digest")["label"].transform("nunique")
+    listing = listing.exclude(np.where(num_labels > 1, "same image under two labels", ""))
+    table = listing.table
+    is_known = table["bone"].isin(table["bone"][table["split"] == "train"])
+    return listing.exclude(np.where(is_known, "", "bone not in train"))
 
 
 def is_junk(name: str) -> bool:
-    """Tell what an archive or a desktop leaves behind: `.DS_Store`, `._image1.png`, `__MACOSX`."""
+    """Return whether an archive or a desktop left this behind: `.DS_Store`, `._image1.png`, `__MACOSX`."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def leads_outside(file: str, real_root: str) -> bool:
-    """Return whether a file, links followed, lies outside `real_root`, itself free of links."""
+    """Return whether a file, with links followed, is outside `real_root`, which is itself free of links."""
     return not Path(os.path.realpath(file)).is_relative_to(real_root)

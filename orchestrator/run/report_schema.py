@@ -46,7 +46,7 @@ class Corrections:
     """What a file of corrected labels changed."""
 
     file: str
-    rows: int
+    num_rows: int
     images_changed: int
     images_unchanged: int
     by_source: Mapping[str, int]

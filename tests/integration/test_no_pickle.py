@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from file_formats import name_format
+from file_formats import detect_format
 from PIL import Image
 from ray_helpers import ROOT
 
@@ -84,5 +84,5 @@ def test_a_format_is_recognized_by_content(tmp_path: Path) -> None:
         (tmp_path / f"{protocol}.json").write_bytes(pickle.dumps({"a": [1.0, "b"]}, protocol=protocol))
         (tmp_path / f"{protocol}.csv").write_bytes(pickle.dumps({"a": [1.0, "b"]}, protocol=protocol))
     Image.new("L", (4, 4)).save(tmp_path / "image.png")
-    known = {path.name: name_format(path) for path in tmp_path.iterdir()}
+    known = {path.name: detect_format(path) for path in tmp_path.iterdir()}
     assert {name: format for name, format in known.items() if format} == {"plain.npy": "npy", "image.png": "png"}

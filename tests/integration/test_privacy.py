@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import requests
-from file_formats import name_format
+from file_formats import detect_format
 from marked_data import KINDS, MARKS, find_marks, name, write_marked_images
 from ray_helpers import BIN, ROOT, TINY, User, list_listeners, make_user, read_journal, wait_until
 from safetensors.torch import save_file
@@ -137,7 +137,7 @@ def test_the_cache_holds_no_mark(watched: Watched) -> None:
 
 def test_every_file_is_of_a_format_that_executes_nothing(watched: Watched) -> None:
     files = [*list_files(watched.run_dir), *list_files(watched.user.cache / "mura")]
-    unknown = [str(path) for path in files if name_format(path) is None]
+    unknown = [str(path) for path in files if detect_format(path) is None]
     assert unknown == [str(watched.run_dir / ".lock")]
     assert (watched.run_dir / ".lock").stat().st_size == 0
 

@@ -22,7 +22,7 @@ from orchestrator.run.journal import Journal
 
 
 class FailingDisk:
-    """Refuses so many times, then takes everything."""
+    """Fails so many times, then succeeds."""
 
     def __init__(self, num_refusals, number=errno.ENOSPC):
         self.left = num_refusals
@@ -41,11 +41,11 @@ def _no_pauses(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EROFS, errno.EDQUOT])
-def test_storage_that_fails_for_a_while_is_waited_for(tmp_path, number):
+def test_writing_is_retried_while_storage_fails(tmp_path, number):
     assert retry_write(FailingDisk(5, number), tmp_path / "x", timeout_s=30) == "written"
 
 
-def test_patience_has_an_end(tmp_path):
+def test_retries_have_an_end(tmp_path):
     begun = time.monotonic()
     with pytest.raises(
         StorageError,
@@ -56,13 +56,13 @@ def test_patience_has_an_end(tmp_path):
     assert time.monotonic() - begun < 5
 
 
-def test_a_mistake_of_ours_is_not_taken_for_the_disks(tmp_path):
+def test_a_mistake_of_the_program_is_not_retried(tmp_path):
     with pytest.raises(OSError, match="Bad file descriptor"):
         retry_write(FailingDisk(1, errno.EBADF), tmp_path / "x", timeout_s=30)
 
 
 @pytest.mark.parametrize("whole", [atomic_write, atomic_directory])
-def test_a_full_disk_is_one_line_and_leaves_nothing_beside(tmp_path, whole):
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path, whole):
     with pytest.raises(StorageError) as caught, whole(tmp_path / "x"):
         FailingDisk(1)()
     assert len(str(caught.value).splitlines()) == 1
@@ -147,8 +147,8 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     assert list_names(tmp_path) == ["report.json"]
 
 
-def test_what_is_still_written_to_is_not_abandoned(tmp_path):
-    """A line more in a file leaves its folder's own time as it was."""
+def test_what_is_still_being_written_is_not_removed(tmp_path):
+    """Appending to a file does not change its folder's own time."""
     folders = [tmp_path / f".{name}{UNFINISHED}" for name in ("abandoned", "alive")]
     for folder in folders:
         folder.mkdir()
@@ -162,8 +162,8 @@ def test_what_is_still_written_to_is_not_abandoned(tmp_path):
     assert list_names(tmp_path) == [folders[1].name]
 
 
-def test_a_line_that_was_written_by_half_is_written_anew(tmp_path, monkeypatch):
-    """The disk takes five bytes and is full; when there is room the line stands there once, behind the one before."""
+def test_a_line_that_was_half_written_is_written_again(tmp_path, monkeypatch):
+    """The disk takes five bytes and is full; once there is space, the line is there once, after the one before."""
     journal = Journal(tmp_path / "journal.jsonl")
     journal.append(trial="a", epoch=1, state="RUNNING")
     write, calls = os.write, count()

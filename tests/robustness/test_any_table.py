@@ -59,8 +59,8 @@ def test_the_cells_of_a_table_are_read_as_they_were_written(table):
     if not written:
         assert listing is None
         return
-    assert list(listing.rows) == header
-    assert listing.rows.to_numpy().tolist() == written
+    assert list(listing.table) == header
+    assert listing.table.to_numpy().tolist() == written
     assert listing.quarantine.empty
 
 
@@ -72,7 +72,7 @@ def test_every_row_of_a_table_is_kept_or_excluded_with_a_reason(table):
     for reader in (list_csv, list_csv_for_prediction):
         listing = read(content, reader)
         if listing is not None:
-            assert sorted([*listing.rows["path"], *listing.quarantine["path"]]) == paths
+            assert sorted([*listing.table["path"], *listing.quarantine["path"]]) == paths
             assert (listing.quarantine["reason"] != "").all()
 
 
@@ -98,7 +98,7 @@ images = st.fixed_dictionaries(
 
 def apply(rows):
     """Apply the rules to drawn rows, which are identified by path."""
-    return apply_rules(Listing(rows=rows), study_columns=STUDY)
+    return apply_rules(Listing(table=rows), study_columns=STUDY)
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,7 +106,7 @@ def apply(rows):
 def test_the_rules_leave_no_leak_and_lose_no_row_in_any_order(drawn, random):
     rows = pd.DataFrame(drawn).assign(path=[f"{number}.png" for number in range(len(drawn))], fold=-1)
     listing = apply(rows)
-    kept = listing.rows
+    kept = listing.table
     assert sorted([*kept["path"], *listing.quarantine["path"]]) == sorted(rows["path"])
     sides = {split: kept[kept["split"] == split] for split in ("train", "test")}
     for column in ("patient", "digest"):
@@ -115,7 +115,7 @@ def test_the_rules_leave_no_leak_and_lose_no_row_in_any_order(drawn, random):
     for columns in (STUDY, ["digest"]):
         assert (kept.groupby(columns)["label"].nunique() <= 1).all()
     shuffled = random.sample(range(len(rows)), len(rows))
-    assert set(apply(rows.iloc[shuffled].reset_index(drop=True)).rows["path"]) == set(kept["path"])
+    assert set(apply(rows.iloc[shuffled].reset_index(drop=True)).table["path"]) == set(kept["path"])
 
 
 def count_groups(rows):
@@ -132,7 +132,7 @@ def count_groups(rows):
 @given(st.lists(images, min_size=1, max_size=40), st.integers(2, 4), st.randoms(use_true_random=False))
 def test_folds_are_the_same_in_any_order_and_contain_each_patient_and_image_once(drawn, num_folds, random):
     rows = pd.DataFrame(drawn).assign(path=[f"{number}.png" for number in range(len(drawn))], fold=-1)
-    kept = apply(rows).rows
+    kept = apply(rows).table
     is_train = (kept["split"] == "train").to_numpy()
     if count_groups(kept[is_train]) < num_folds:
         with pytest.raises(DataError, match="ask for fewer folds"):
@@ -156,10 +156,12 @@ def test_the_default_split_puts_every_patient_on_one_side_in_any_order(drawn, ra
     if table["patient"].nunique() < 5:
         assert listing is None
         return
-    assert len(listing.rows) == len(table)
-    assert set(listing.rows["split"]) == {"train", "test"}
-    assert (listing.rows.groupby("patient")["split"].nunique() == 1).all()
+    assert len(listing.table) == len(table)
+    assert set(listing.table["split"]) == {"train", "test"}
+    assert (listing.table.groupby("patient")["split"].nunique() == 1).all()
     shuffled = table.iloc[random.sample(range(len(table)), len(table))]
     again = read(shuffled.to_csv(index=False).encode(), list_csv)
-    sides, sides_again = (dict(zip(found.rows["path"], found.rows["split"], strict=True)) for found in (listing, again))
+    sides, sides_again = (
+        dict(zip(found.table["path"], found.table["split"], strict=True)) for found in (listing, again)
+    )
     assert sides == sides_again

@@ -1,4 +1,4 @@
-"""Changes to whole batches of images, against torchvision's on one image at a time."""
+"""Augmentation of whole batches, compared with torchvision's on one image at a time."""
 
 import math
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NOTHING = Augmentation()
 
 
-class Dealt:
-    """A generator of which each draw is known beforehand, as parts of the greatest change."""
+class FixedDraws:
+    """A random generator with known draws, each a fraction of the largest change."""
 
     def __init__(self, *draws):
         self.draws = list(draws)
@@ -27,7 +27,7 @@ class Dealt:
 
 
 def make_images(num=4, size=32):
-    """Return smooth images, so that interpolation has little to differ by."""
+    """Return smooth images, for which interpolations hardly differ."""
     drawn = torch.rand((num, 1, size // 4, size // 4), generator=torch.Generator().manual_seed(0))
     return (torch.nn.functional.interpolate(drawn, size=(size, size), mode="bicubic")[:, 0].clamp(0, 1) * 255).byte()
 
@@ -36,7 +36,7 @@ def plain(images):
     return np.zeros(len(images), int)
 
 
-def test_each_image_gets_its_own_view_of_the_papers_two():
+def test_each_image_gets_its_own_view():
     images = make_images()
     changed = augment(images, np.arange(4), NOTHING, np.random.default_rng(0))
     assert changed.dtype == torch.uint8
@@ -53,7 +53,7 @@ def test_without_augmentation_images_stay_as_they_are():
 def test_rotation_is_torchvisions(part):
     images = make_images()
     angles, no_scale, no_shift = np.full(4, part), np.zeros(4), np.zeros((4, 2))
-    turned = augment(images, plain(images), Augmentation(rotation_degrees=30), Dealt(angles, no_scale, no_shift))
+    turned = augment(images, plain(images), Augmentation(rotation_degrees=30), FixedDraws(angles, no_scale, no_shift))
     expected = transforms.rotate(images.float() / 255, 30 * part, InterpolationMode.BILINEAR)
     assert torch.allclose(turned, expected, atol=1e-4)
 
@@ -62,7 +62,10 @@ def test_rotation_is_torchvisions(part):
 def test_zoom_is_torchvisions(part):
     images = make_images()
     zoomed = augment(
-        images, plain(images), Augmentation(scale_jitter=0.25), Dealt(np.zeros(4), np.full(4, part), np.zeros((4, 2)))
+        images,
+        plain(images),
+        Augmentation(scale_jitter=0.25),
+        FixedDraws(np.zeros(4), np.full(4, part), np.zeros((4, 2))),
     )
     expected = transforms.affine(
         images.float() / 255,
@@ -78,7 +81,7 @@ def test_zoom_is_torchvisions(part):
 def test_a_shift_moves_by_at_most_half_the_zoom_of_a_side():
     images = make_images()
     shift = np.tile([1.0, 0.0], (4, 1))
-    moved = augment(images, plain(images), Augmentation(scale_jitter=0.25), Dealt(np.zeros(4), np.zeros(4), shift))
+    moved = augment(images, plain(images), Augmentation(scale_jitter=0.25), FixedDraws(np.zeros(4), np.zeros(4), shift))
     expected = images.float() / 255
     assert torch.allclose(moved[:, :, :-4], expected[:, :, 4:], atol=1e-3)  # 32 px * 0.25 / 2
     assert (moved[:, :, -4:] == 0).all()  # from outside comes black
@@ -88,7 +91,7 @@ def test_contrast_is_stretched_around_each_images_own_mean():
     images = make_images()
     factor, brightness = np.full(4, 1.0), np.full(4, -0.5)
     draws = np.stack([factor, brightness])
-    changed = augment(images, plain(images), Augmentation(brightness_contrast_jitter=0.2), Dealt(draws))
+    changed = augment(images, plain(images), Augmentation(brightness_contrast_jitter=0.2), FixedDraws(draws))
     scaled = images.float() / 255
     mean = scaled.mean((1, 2), keepdim=True)
     assert torch.allclose(changed, ((scaled - mean) * 1.2 + mean * 0.9).clamp(0, 1), atol=1e-6)

@@ -1,4 +1,4 @@
-"""The cache of images and embeddings: rows by the digest of a file, whole or not at all."""
+"""The cache of images and embeddings: one row per file digest, written whole or not at all."""
 
 import errno
 import os
@@ -15,17 +15,17 @@ DIGESTS = ("cc", "aa", "dd", "bb")
 
 
 def make_rows(digests):
-    """Return each digest's row: its place in DIGESTS, so that a row in the wrong place is seen."""
+    """Return the row of each digest: its position in DIGESTS, so that a misplaced row is noticed."""
     return np.array([np.full((2, 3), DIGESTS.index(digest)) for digest in digests], np.uint8)
 
 
 def write(folder, parts=(("aa", "cc"), ("dd", "bb")), failures=None):
-    """Write an entry from parts, in the order in which workers finish; the first tells of the images that failed."""
-    told = [failures or {}, *[{}] * len(parts)]
+    """Write an entry from parts, in the order in which workers finish; the first reports the failures."""
+    reported = [failures or {}, *[{}] * len(parts)]
 
     def produce(left):
         assert sorted(left) == sorted(DIGESTS)
-        for part, failed in zip(parts or [()], told, strict=False):
+        for part, failed in zip(parts or [()], reported, strict=False):
             yield part, make_rows(part) if part else np.zeros((0, 2, 3), np.uint8), failed
 
     return write_cached(folder, DIGESTS, produce, row_shape=(2, 3), dtype="uint8")
@@ -40,14 +40,14 @@ def test_a_row_is_found_by_its_digest_whatever_order_it_came_in(tmp_path, parts)
         assert np.array_equal(entry.array[entry.find_rows(asked)], make_rows(asked))
 
 
-def test_rows_lie_on_the_disk_and_cannot_be_changed(tmp_path):
+def test_rows_are_on_the_disk_and_read_only(tmp_path):
     rows = write(tmp_path / "images").array
     assert isinstance(rows, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         rows[0] = 9
 
 
-def test_a_image_that_fails_on_the_way_leaves_a_reason_and_no_row(tmp_path):
+def test_an_image_that_fails_leaves_a_reason_and_no_row(tmp_path):
     write(tmp_path / "images", parts=[("dd", "aa"), ("bb",)], failures={"cc": "truncated"})
     entry = open_cached(tmp_path / "images")
     assert entry.digests == ("aa", "bb", "dd")
@@ -64,7 +64,7 @@ def test_an_entry_of_failures_alone_is_remembered(tmp_path):
 
 
 def stop_after(parts, *, by):
-    """Yield these parts, then end as a writer does that is stopped."""
+    """Yield these parts, then fail like a writer that is stopped."""
     for part in parts:
         yield part, make_rows(part), {}
     raise by
@@ -90,7 +90,7 @@ def test_a_writer_that_is_stopped_leaves_no_entry_and_the_next_goes_on(tmp_path,
     assert list_names(tmp_path / "images") == ["index.json", "rows.npy"]
 
 
-def test_what_a_stopped_writer_left_counts_only_as_far_as_it_is_whole(tmp_path, monkeypatch):
+def test_of_a_stopped_writers_log_only_whole_lines_count(tmp_path, monkeypatch):
     monkeypatch.setattr("mura_models.data.cache.SAVE_EVERY_S", -1)
     shape = {"row_shape": (2, 3), "dtype": "uint8"}
     with pytest.raises(RuntimeError):
@@ -102,12 +102,12 @@ def test_what_a_stopped_writer_left_counts_only_as_far_as_it_is_whole(tmp_path, 
     assert np.array_equal(entry.array, make_rows(entry.digests))
 
 
-def refuse_room(handle, start, num_bytes):
+def raise_no_space(handle, start, num_bytes):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def leave_array_with_holes(folder):
-    """Leave what a writer does that is killed before it has taken the room for its rows."""
+def leave_sparse_array(folder):
+    """Leave what a writer leaves that is killed before it has allocated its array."""
     folder.mkdir()
     np.lib.format.open_memmap(folder / "all.npy", mode="w+", dtype=np.uint8, shape=(4, 64, 64))
     assert (folder / "all.npy").stat().st_blocks * 512 < 4 * 64 * 64
@@ -117,8 +117,8 @@ needs_allocation = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason
 
 
 @needs_allocation
-def test_an_array_without_its_room_on_the_disk_is_never_written_to(tmp_path, monkeypatch):
-    """The disk fills, and a write to a map whose room is not there kills the process."""
+def test_an_array_that_is_not_allocated_is_never_written_to(tmp_path, monkeypatch):
+    """On a full disk, a write to a map of a sparse file kills the process."""
     array = tmp_path / ".images.part" / "all.npy"
     shape = {"row_shape": (64, 64), "dtype": "uint8"}
 
@@ -126,8 +126,8 @@ def test_an_array_without_its_room_on_the_disk_is_never_written_to(tmp_path, mon
         assert array.stat().st_blocks * 512 >= 4 * 64 * 64
         yield left, np.ones((4, 64, 64), np.uint8), {}
 
-    leave_array_with_holes(array.parent)
-    monkeypatch.setattr("os.posix_fallocate", refuse_room)
+    leave_sparse_array(array.parent)
+    monkeypatch.setattr("os.posix_fallocate", raise_no_space)
     with pytest.raises(StorageError, match="No space left on device"):
         write_cached(tmp_path / "images", DIGESTS, produce, **shape)
     monkeypatch.undo()
@@ -135,31 +135,31 @@ def test_an_array_without_its_room_on_the_disk_is_never_written_to(tmp_path, mon
 
 
 @needs_allocation
-def test_an_array_that_finds_no_room_does_not_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.posix_fallocate", refuse_room)
+def test_an_array_that_cannot_be_allocated_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.posix_fallocate", raise_no_space)
     with pytest.raises(StorageError, match="No space left on device"):
         write(tmp_path / "images")
     assert list_names(tmp_path / ".images.part") == []
 
 
 def fail_at_index(monkeypatch):
-    """Have the disk full when the index is written."""
-    monkeypatch.setattr(Path, "write_text", lambda path, *args, **kwargs: refuse_room(None, 0, 0))
+    """Make the disk full when the index is written."""
+    monkeypatch.setattr(Path, "write_text", lambda path, *args, **kwargs: raise_no_space(None, 0, 0))
 
 
 def fail_at_rename(monkeypatch):
-    """Have the disk full when the array gets its name."""
-    monkeypatch.setattr(Path, "rename", lambda path, target: refuse_room(None, 0, 0))
+    """Make the disk full when the array is renamed."""
+    monkeypatch.setattr(Path, "rename", lambda path, target: raise_no_space(None, 0, 0))
 
 
 def fail_at_publishing(monkeypatch):
-    """Have the disk full when the finished entry is put where others look."""
-    monkeypatch.setattr("mura_models.data.cache.replace_folder", lambda partial, path: refuse_room(None, 0, 0))
+    """Make the disk full when the finished entry is published."""
+    monkeypatch.setattr("mura_models.data.cache.replace_folder", lambda partial, path: raise_no_space(None, 0, 0))
 
 
 @pytest.mark.parametrize("failures", [{}, {"cc": "truncated"}])
 @pytest.mark.parametrize("fail", [fail_at_index, fail_at_rename, fail_at_publishing])
-def test_nothing_is_made_again_where_the_last_steps_fail(tmp_path, monkeypatch, fail, failures):
+def test_no_row_is_produced_again_if_the_last_steps_fail(tmp_path, monkeypatch, fail, failures):
     parts = [("aa", "dd"), ("bb",) if failures else ("bb", "cc")]
     asked = []
     fail(monkeypatch)
@@ -218,7 +218,7 @@ def test_two_writers_at_once_do_not_disturb_each_other(tmp_path):
     assert list_names(tmp_path) == ["images"]
 
 
-def test_a_row_that_never_came_is_no_black_image(tmp_path):
+def test_a_row_that_was_not_produced_is_no_black_image(tmp_path):
     with pytest.raises(ValueError, match="cc"):
         write(tmp_path / "images", parts=[("aa", "bb", "dd")])
     assert open_cached(tmp_path / "images") is None
@@ -230,7 +230,7 @@ def test_writing_again_replaces_the_entry(tmp_path):
     assert list_names(tmp_path) == ["images"]
 
 
-def test_a_damaged_entry_counts_as_none_so_that_it_is_made_anew(tmp_path):
+def test_a_damaged_entry_counts_as_none_and_is_written_again(tmp_path):
     write(tmp_path / "images")
     rows = tmp_path / "images" / "rows.npy"
     os.truncate(rows, rows.stat().st_size - 5)

@@ -1,6 +1,7 @@
 """Known label errors, given as a CSV."""
 
 import io
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def mura(tmp_path):
 
 
 def correct(data, *lines, header="path,study,label,source"):
-    """Read a data set under the corrections in these lines."""
+    """Read a data set with the corrections in these lines."""
     file = data.parent / "corrections.csv"
     file.write_text("\n".join([header, *lines]) + "\n")
     return read_dataset(data, corrections=file)
@@ -70,9 +71,9 @@ def test_a_path_and_a_study_are_corrected_and_counted(manifest):
     dataset = correct(manifest, "a.png,,1,second reader", ",008/hand/s2,0,ward round", "d.png,,0,ward round")
     assert labels(dataset) == labels(before) | {"a.png": 1, "b.png": 0, "c.png": 0}
     assert dataset.manifest["label"].dtype == np.int8
-    assert describe_data(dataset, dataset.manifest, dataset.quarantine)["corrections"] == {
+    assert asdict(describe_data(dataset, dataset.manifest, dataset.quarantine).corrections) == {
         "file": "corrections.csv",
-        "rows": 3,
+        "num_rows": 3,
         "images_changed": 3,
         "images_unchanged": 1,
         "by_source": {"second reader": 1, "ward round": 2},
@@ -90,7 +91,7 @@ def test_corrected_labels_make_another_run_and_unchanged_ones_the_same(manifest)
 def test_without_a_file_nothing_is_corrected(manifest):
     dataset = read_dataset(manifest)
     assert dataset.corrections is None
-    assert describe_data(dataset, dataset.manifest, dataset.quarantine)["corrections"] is None
+    assert describe_data(dataset, dataset.manifest, dataset.quarantine).corrections is None
 
 
 def test_one_corrected_image_of_several_leaves_its_study_with_two_labels(manifest):
@@ -136,7 +137,7 @@ def test_a_table_that_lists_muras_images_takes_its_folders_too(mura):
 def test_a_corrected_image_that_cannot_be_read_is_no_mistake(manifest):
     (manifest.parent / "f.png").write_bytes(b"")
     dataset = correct(manifest, "f.png,,1,reader", "d.png,,1,reader")
-    assert (dataset.corrections.rows, dataset.corrections.images_changed) == (2, 1)
+    assert (dataset.corrections.num_rows, dataset.corrections.images_changed) == (2, 1)
 
 
 def test_labels_corrected_before_the_rules_can_leave_nothing_to_learn(manifest):
@@ -185,15 +186,15 @@ def test_a_mistake_is_one_line_that_names_it(manifest, header, lines, match):
 
 
 @pytest.mark.parametrize("name", ["nowhere.csv", "clinic"])
-def test_a_file_that_cannot_be_read_is_said_in_one_line(manifest, name):
+def test_a_file_that_cannot_be_read_is_one_line(manifest, name):
     file = manifest.parent.parent / name
     with pytest.raises(DataError, match=f"{name}: cannot be read"):
         read_dataset(manifest, corrections=file)
 
 
-def test_the_terminal_tells_what_was_corrected(manifest):
+def test_the_terminal_reports_what_was_corrected(manifest):
     (manifest.parent / "fixes.csv").write_text("path,label,source\na.png,1,x\nd.png,0,x\n")
     console = Console(width=80, record=True, file=io.StringIO())
     open_dataset(manifest, Monitor(console), manifest.parent / "fixes.csv")
-    told = "note: labels corrected by fixes.csv: 1 images changed, 1 were labelled so already"
-    assert told in console.export_text()
+    expected = "note: labels corrected by fixes.csv: 1 images changed, 1 were labelled so already"
+    assert expected in console.export_text()

@@ -60,7 +60,7 @@ def test_absolute_paths_and_extra_columns_are_carried(folder, tmp_path):
     assert dataset.manifest["file"].iloc[0] == str(folder / "a.png")
 
 
-def test_a_manifest_that_we_wrote_is_read_again(folder):
+def test_a_manifest_that_was_written_can_be_read_again(folder):
     first = read_dataset(write(folder, HEADER, ROWS))
     first.manifest.to_csv(folder / "manifest.csv", index=False)
     second = read_dataset(folder / "manifest.csv")
@@ -103,7 +103,7 @@ def test_given_folds_are_kept(folder):
 
 
 @pytest.mark.parametrize("fold", ["\uff13", "\u0663"])
-def test_a_fold_in_digits_of_another_script_is_left_out(folder, fold):
+def test_a_fold_in_digits_of_another_script_is_excluded(folder, fold):
     dataset = read_dataset(
         write(folder, f"{HEADER},fold", [*(f"{row}," for row in ROWS), f"e.png,hand,7,s9,0,train,{fold}"])
     )
@@ -140,7 +140,7 @@ def test_prediction_needs_only_paths(folder):
     assert study_codes(dataset.manifest).tolist() == [0, 1]
 
 
-def test_prediction_does_not_judge_labels_and_splits(folder):
+def test_prediction_does_not_check_labels_and_splits(folder):
     dataset = read_predict_input(write(folder, HEADER, [*ROWS, "e.png,hip,009,s3,,holdout", "f.png,,,,1,train"]))
     assert len(dataset.manifest) == 6
     assert dataset.manifest["label"].isna().tolist() == [False] * 4 + [True, False]
@@ -160,7 +160,7 @@ def test_a_plain_folder_can_be_predicted(folder):
     assert dataset.notes == (f"1 files of other kinds in {folder} are ignored",)
 
 
-def test_no_link_leads_out_of_a_folder_to_predict_and_none_is_lost(folder, tmp_path):
+def test_no_link_out_of_a_folder_to_predict_is_followed_and_each_is_listed(folder, tmp_path):
     Image.fromarray(np.full((20, 30), 99, np.uint8)).save(tmp_path / "secret.png")
     (tmp_path / "other").mkdir()
     (folder / "out.png").symlink_to(tmp_path / "secret.png")
@@ -178,8 +178,8 @@ def test_no_link_leads_out_of_a_folder_to_predict_and_none_is_lost(folder, tmp_p
     }
 
 
-def test_a_name_that_is_not_utf_8_is_left_out_and_told(folder):
-    """No table could hold it."""
+def test_a_name_that_is_not_utf_8_is_excluded_with_a_reason(folder):
+    """No table could contain it."""
     os.rename(folder / "a.png", os.fsencode(folder) + b"/gr\xf6\xdfe.png")  # noqa: PTH104, a Path holds no bytes
     dataset = read_predict_input(folder)
     assert len(dataset.manifest) == 7

@@ -9,7 +9,7 @@ from mura_models.errors import DataError
 
 
 def make_manifest(rows):
-    """Rows of (patient, bone, label, split, fold)."""
+    """Return a manifest from rows of (patient, bone, label, split, fold)."""
     return pd.DataFrame(rows, columns=["patient", "bone", "label", "split", "fold"])
 
 
@@ -69,7 +69,7 @@ def test_test_rows_have_no_fold():
     assert np.array_equal(folds == -1, manifest["patient"] == "p3")
 
 
-def test_given_folds_stay_and_the_others_fill_the_rest():
+def test_given_folds_are_kept_and_the_other_patients_fill_the_rest():
     manifest = draw_manifest(num_patients=30, num_images=60)
     given_rows = manifest["patient"].isin(["p1", "p2"])
     manifest.loc[given_rows, "fold"] = 0
@@ -85,7 +85,7 @@ def test_a_fold_given_for_one_row_is_given_for_the_patient():
     assert assign_folds(manifest, num_folds=2, seed=0).tolist() == [1, 1, 0]
 
 
-def test_patients_who_share_a_image_are_in_one_fold():
+def test_patients_who_share_an_image_are_in_one_fold():
     manifest = draw_manifest(num_patients=40, num_images=120)
     manifest["digest"] = [f"image {number}" for number in range(len(manifest))]
     pairs = [("p1", "p2"), ("p2", "p3"), ("p7", "p8")]
@@ -101,19 +101,19 @@ def test_patients_who_share_a_image_are_in_one_fold():
             assert folds[group].nunique() == 1
 
 
-def test_images_that_nobody_shares_change_no_fold():
+def test_images_that_are_not_shared_change_no_fold():
     manifest = draw_manifest(num_patients=40, num_images=120)
     with_digests = manifest.assign(digest=[f"image {number}" for number in range(len(manifest))])
     assert np.array_equal(assign_folds(with_digests, num_folds=5, seed=1), assign_folds(manifest, num_folds=5, seed=1))
 
 
-def test_folds_given_to_patients_who_share_a_image_must_agree():
+def test_folds_given_to_patients_who_share_an_image_must_agree():
     manifest = make_manifest([("a", "hand", 0, "train", 0), ("b", "hand", 0, "train", 1)]).assign(digest="same")
     with pytest.raises(DataError, match="patients 'a' and 'b' share an image and have folds 0 and 1"):
         assign_folds(manifest, num_folds=2, seed=0)
 
 
-def test_folds_that_are_all_given_stay_as_they_are():
+def test_folds_that_are_all_given_are_kept():
     manifest = draw_manifest(num_patients=30, num_images=60)
     manifest["fold"] = assign_folds(manifest, num_folds=3, seed=0)
     assert np.array_equal(assign_folds(manifest, num_folds=3, seed=9), manifest["fold"])

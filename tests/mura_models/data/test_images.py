@@ -13,7 +13,7 @@ from mura_models.data.images import READERS, decode_image, inspect_image
 from mura_models.errors import ImageError
 
 rng = np.random.default_rng(0)
-GREY_HW = rng.integers(0, 256, (24, 32), dtype=np.uint8)
+GRAY_HW = rng.integers(0, 256, (24, 32), dtype=np.uint8)
 DEEP_HW = rng.integers(0, 65536, (24, 32), dtype=np.uint16)
 DEEP_HW[0, :4] = 0, 65535, 300, 128  # the ends of the scale, and what clipping would turn white
 RGB_HWC = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -26,8 +26,8 @@ def encode(image, image_format="PNG", **options):
     return buffer.getvalue()
 
 
-def weigh(rgb_HWC):
-    """ITU-R 601-2 luma."""
+def luma(rgb_HWC):
+    """Return ITU-R 601-2 luma."""
     return rgb_HWC.astype(np.float64) @ [0.299, 0.587, 0.114]
 
 
@@ -37,10 +37,10 @@ def scale(deep_HW):
 
 @pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "GIF"])
 def test_eight_bits_stay_as_they_are(image_format):
-    data = encode(Image.fromarray(GREY_HW), image_format)
+    data = encode(Image.fromarray(GRAY_HW), image_format)
     gray_HW = decode_image(data, f".{image_format.lower()}")
     assert gray_HW.dtype == np.uint8
-    assert np.array_equal(gray_HW, GREY_HW)
+    assert np.array_equal(gray_HW, GRAY_HW)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
@@ -62,26 +62,26 @@ def test_sixteen_bits_with_white_as_zero_are_inverted():
     assert np.array_equal(decode_image(data, ".tif"), scale(65535 - DEEP_HW))
 
 
-def test_colors_become_grey_by_luma():
-    assert np.abs(decode_image(encode(Image.fromarray(RGB_HWC)), ".png") - weigh(RGB_HWC)).max() < 0.51
+def test_colors_become_gray_by_luma():
+    assert np.abs(decode_image(encode(Image.fromarray(RGB_HWC)), ".png") - luma(RGB_HWC)).max() < 0.51
 
 
 def test_a_palette_is_looked_up():
     colors = rng.integers(0, 256, (256, 3), dtype=np.uint8)
-    image = Image.fromarray(GREY_HW)
+    image = Image.fromarray(GRAY_HW)
     image = Image.frombytes("P", image.size, image.tobytes())
     image.putpalette(colors.tobytes())
-    assert np.abs(decode_image(encode(image), ".png") - weigh(colors[GREY_HW])).max() < 0.51
+    assert np.abs(decode_image(encode(image), ".png") - luma(colors[GRAY_HW])).max() < 0.51
     alphas = rng.integers(0, 256, 256, dtype=np.uint8)
-    seen = weigh(colors[GREY_HW]) * alphas[GREY_HW] / 255
+    seen = luma(colors[GRAY_HW]) * alphas[GRAY_HW] / 255
     assert np.abs(decode_image(encode(image, transparency=alphas.tobytes()), ".png") - seen).max() < 1.1
 
 
 @pytest.mark.parametrize("channels", ["LA", "RGBA"])
-def test_what_is_transparent_is_laid_on_black(channels):
-    colors_HWC = GREY_HW[..., None] if channels == "LA" else RGB_HWC
+def test_transparent_pixels_are_blended_with_black(channels):
+    colors_HWC = GRAY_HW[..., None] if channels == "LA" else RGB_HWC
     data = encode(Image.fromarray(np.dstack([colors_HWC, ALPHA_HW])))
-    opaque = GREY_HW if channels == "LA" else weigh(RGB_HWC)
+    opaque = GRAY_HW if channels == "LA" else luma(RGB_HWC)
     assert np.abs(decode_image(data, ".png") - opaque * (ALPHA_HW / 255)).max() < 1.1
 
 
@@ -96,7 +96,7 @@ def test_exif_orientation_is_applied(orientation, image_format):
     exif = Image.Exif()
     exif[274] = orientation
     options = {"lossless": True} if image_format == "WEBP" else {}
-    data = encode(Image.fromarray(GREY_HW), image_format, exif=exif, **options)
+    data = encode(Image.fromarray(GRAY_HW), image_format, exif=exif, **options)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L")
     gray_HW = decode_image(data, ".png")
     assert np.array_equal(gray_HW, np.asarray(upright))
@@ -111,7 +111,7 @@ SOURCES = [
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(SOURCES), st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6), st.data())
-def test_any_damage_ends_in_pixels_or_a_reason(source, changes, data):
+def test_any_damage_gives_pixels_or_a_reason(source, changes, data):
     damaged = bytearray(source[: data.draw(st.integers(0, len(source)))])
     for place, value in changes:
         if damaged:
@@ -124,7 +124,7 @@ def test_any_damage_ends_in_pixels_or_a_reason(source, changes, data):
 
 
 def test_warnings_of_pillow_do_not_escape_from_threads():
-    odd = bytearray(encode(Image.fromarray(GREY_HW), "TIFF", tiffinfo={270: "a long description"}))
+    odd = bytearray(encode(Image.fromarray(GRAY_HW), "TIFF", tiffinfo={270: "a long description"}))
     tag = odd.index(struct.pack("<HH", 270, 2))
     odd[tag + 4 : tag + 8] = struct.pack("<I", 10**6)  # longer than the file
     with pytest.warns(UserWarning, match="Tag data larger than file"):
@@ -132,12 +132,12 @@ def test_warnings_of_pillow_do_not_escape_from_threads():
     before = list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:  # here warnings are errors
         decoded = list(pool.map(decode_image, [bytes(odd), SOURCES[0]] * 50, [".tif", ".png"] * 50))
-    assert all(np.array_equal(gray_HW, GREY_HW) for gray_HW in decoded[::2])
+    assert all(np.array_equal(gray_HW, GRAY_HW) for gray_HW in decoded[::2])
     assert all(np.array_equal(gray_HW, decoded[1]) for gray_HW in decoded[1::2])
     assert warnings.filters == before
 
 
-def test_a_reader_joins_by_suffix(monkeypatch):
+def test_a_reader_is_added_by_suffix(monkeypatch):
     monkeypatch.setitem(READERS, ".dcm", lambda data: Image.frombytes("I;16", (32, 24), data))
     assert np.array_equal(decode_image(DEEP_HW.tobytes(), ".dcm"), scale(DEEP_HW))
 
@@ -145,12 +145,12 @@ def test_a_reader_joins_by_suffix(monkeypatch):
 @pytest.mark.parametrize(
     ("image", "image_format", "mode"),
     [
-        (Image.fromarray(GREY_HW), "PNG", "L"),
+        (Image.fromarray(GRAY_HW), "PNG", "L"),
         (Image.fromarray(RGB_HWC), "JPEG", "RGB"),
         (Image.fromarray(DEEP_HW), "PNG", "I;16"),
-        (Image.fromarray(GREY_HW).convert("P"), "PNG", "P"),
-        (Image.fromarray(GREY_HW > 127), "TIFF", "1"),
+        (Image.fromarray(GRAY_HW).convert("P"), "PNG", "P"),
+        (Image.fromarray(GRAY_HW > 127), "TIFF", "1"),
     ],
 )
-def test_the_header_tells_the_color_mode(image, image_format, mode):
+def test_the_header_gives_the_color_mode(image, image_format, mode):
     assert inspect_image(encode(image, image_format), ".png").mode == mode

@@ -18,7 +18,7 @@ BUFFER = io.BytesIO()
 Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)[:, ::-1].copy() % 251).save(BUFFER, "PNG")
 PNG = BUFFER.getvalue()
 
-# What remains of the tree below after the scan: two bones, both labels, four patients in train.
+# What remains of a tree after the scan: two bones, both labels, four patients in train.
 STUDIES = {
     "train/XR_HAND/patient00001/study1_positive": 2,
     "train/XR_HAND/patient00002/study1_negative": 3,
@@ -30,14 +30,14 @@ STUDIES = {
 
 
 def write_tree(root, studies=STUDIES):
-    """Write a MURA tree and its four CSVs; the folder's own name is left to the test."""
+    """Write a MURA tree and its four CSVs; the test chooses the name of the folder."""
     tables = {f"{split}_{kind}": "" for split in ("train", "valid") for kind in ("image_paths", "labeled_studies")}
     for study, num_images in studies.items():
         split = study.partition("/")[0]
         (root / study).mkdir(parents=True)
         tables[f"{split}_labeled_studies"] += f"MURA-v1.1/{study}/,{int(study.endswith('positive'))}\n"
         for number in range(1, num_images + 1):
-            image = PNG + f"{study} {number}".encode()  # what stands behind a picture makes it another file
+            image = PNG + f"{study} {number}".encode()  # bytes after the image make it another file
             (root / study / f"image{number}.png").write_bytes(image)
             tables[f"{split}_image_paths"] += f"MURA-v1.1/{study}/image{number}.png\n"
     for name, text in tables.items():
@@ -100,7 +100,7 @@ def test_two_trees_in_one_folder_are_refused(tmp_path):
 
 
 def close(monkeypatch, folder):
-    """Have the system refuse whatever is asked about the inside of a folder; root itself is refused nothing."""
+    """Deny access to the inside of a folder, by a patch since permissions do not bind the root user."""
     stat = Path.stat
 
     def refuse(path, **options):
@@ -111,7 +111,7 @@ def close(monkeypatch, folder):
     monkeypatch.setattr(Path, "stat", refuse)
 
 
-def test_a_folder_that_may_not_be_entered_hides_no_tree_beside_it(tmp_path, monkeypatch):
+def test_a_folder_that_may_not_be_entered_hides_no_tree_next_to_it(tmp_path, monkeypatch):
     write_tree(tmp_path / "MURA-v1.1")
     (tmp_path / "lost+found").mkdir()
     close(monkeypatch, tmp_path / "lost+found")
@@ -129,7 +129,7 @@ def test_a_folder_that_may_not_be_entered_is_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("with_tables", [True, False])
-def test_what_desktops_leave_behind_is_no_image(tmp_path, with_tables):
+def test_files_that_desktops_leave_behind_are_no_images(tmp_path, with_tables):
     root = write_tree(tmp_path / "MURA-v1.1")
     study = root / "train/XR_HAND/patient00001/study1_positive"
     for name in (".DS_Store", "._image1.png", "Thumbs.db"):
@@ -144,7 +144,7 @@ def test_what_desktops_leave_behind_is_no_image(tmp_path, with_tables):
 
 
 def test_each_defect_is_named_and_the_rest_stays(tmp_path):
-    """The tree of the issue: a few studies, and each defect once."""
+    """A few studies, and each defect once."""
     root = write_tree(
         tmp_path / "MURA-v1.1",
         STUDIES
@@ -188,7 +188,7 @@ def test_each_defect_is_named_and_the_rest_stays(tmp_path):
     assert len(dataset.manifest) == 12
 
 
-def test_a_folder_linked_from_elsewhere_is_left_out(tmp_path):
+def test_a_folder_linked_from_elsewhere_is_excluded(tmp_path):
     root = write_tree(tmp_path / "MURA-v1.1")
     outside = write_tree(tmp_path / "other" / "MURA")
     for table in root.glob("*.csv"):
@@ -199,7 +199,7 @@ def test_a_folder_linked_from_elsewhere_is_left_out(tmp_path):
     assert len(dataset.quarantine) == 2
 
 
-def test_a_name_that_is_not_utf_8_is_left_out_and_told(tmp_path):
+def test_a_name_that_is_not_utf_8_is_excluded_with_a_reason(tmp_path):
     root = write_tree(tmp_path / "MURA-v1.1")
     for table in root.glob("*.csv"):
         table.unlink()
@@ -217,10 +217,10 @@ def test_the_csv_is_trusted_over_the_folder_name(tmp_path):
     labels.write_text(labels.read_text().replace("patient00001/study1_positive/,1", "patient00001/study1_positive/,0"))
     dataset = read_dataset(root)
     assert dataset.manifest["label"].iloc[0] == 0
-    assert any("2 images lie in a folder of the other label" in note for note in dataset.notes)
+    assert any("2 images are in a folder of the other label" in note for note in dataset.notes)
 
 
-def test_a_study_that_the_csv_labels_twice_goes(tmp_path):
+def test_a_study_that_the_csv_labels_twice_is_excluded(tmp_path):
     root = write_tree(tmp_path / "MURA-v1.1")
     append(root / "train_labeled_studies.csv", "MURA-v1.1/train/XR_HAND/patient00001/study1_positive/,0")
     append(root / "valid_labeled_studies.csv", "MURA-v1.1/valid/XR_WRIST/patient11186/study1_negative/,0")
@@ -268,7 +268,7 @@ def test_counts_are_compared_with_the_published_ones(tmp_path):
     assert "train images 36,807 (published 36,808)" in compare_counts(rows.iloc[1:])
 
 
-def test_a_phantom_says_so_and_is_not_compared(tmp_path):
+def test_a_phantom_is_recognized_and_not_compared(tmp_path):
     root = write_tree(tmp_path / "MURA-v1.1")
     (tmp_path / "phantom.json").write_text(json.dumps({"synthetic": True}))
     dataset = read_dataset(root)
@@ -276,7 +276,7 @@ def test_a_phantom_says_so_and_is_not_compared(tmp_path):
     assert not any(note.startswith("counts") for note in dataset.notes)
 
 
-def test_the_fingerprint_follows_what_is_learnt_from(tmp_path):
+def test_the_fingerprint_depends_on_what_models_learn_from(tmp_path):
     dataset = read_dataset(write_tree(tmp_path / "MURA-v1.1"))
     manifest = dataset.manifest
     shuffled = replace(dataset, manifest=manifest.sample(frac=1, random_state=0).assign(path="elsewhere", mode="P"))
@@ -296,7 +296,7 @@ def test_a_tree_with_nothing_left_is_refused_with_the_reason(tmp_path):
     root = write_tree(tmp_path / "MURA-v1.1")
     for image in root.rglob("*.png"):
         image.write_bytes(b"")
-    with pytest.raises(DataError, match=r"no usable train image; 10 rows left out, most often: zero bytes \(10\)"):
+    with pytest.raises(DataError, match=r"no usable train image; 10 files excluded, most often: zero bytes \(10\)"):
         read_dataset(root)
     for table in root.glob("*image_paths.csv"):
         table.write_text("")

@@ -18,7 +18,7 @@ from mura_models.errors import ConfigError
 
 
 def make_image(height_px: int, width_px: int, seed: int = 0) -> np.ndarray:
-    """Draw smooth grey blobs between 30 and 200, so that autocontrast has something to do."""
+    """Draw smooth gray blobs between 30 and 200, so that autocontrast changes them."""
     coarse = np.random.default_rng(seed).integers(30, 200, (7, 5), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width_px, height_px), Image.Resampling.BICUBIC))
 
@@ -66,7 +66,7 @@ def test_each_view_is_the_papers_chain_pixel_for_pixel(flip: bool, autocontrast:
     assert torch.equal(prepared_B3HW, expected_B3HW)
 
 
-def test_autocontrast_changes_nothing_where_a_image_spans_the_range_or_is_flat() -> None:
+def test_autocontrast_changes_nothing_if_an_image_spans_the_range_or_is_flat() -> None:
     full = make_image(64, 64)
     full = full.copy()
     full[0, 0], full[0, 1] = 0, 255
@@ -86,7 +86,7 @@ def test_images_given_to_the_augmentations_stay_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"image_size_px": 15}, {"image_size_px": 1025}, {"resize": "crop"}])
-def test_impossible_settings_are_refused(settings: dict) -> None:
+def test_impossible_settings_are_rejected(settings: dict) -> None:
     with pytest.raises(ConfigError, match="must"):
         Preprocessing(**settings)
 

@@ -1,4 +1,4 @@
-"""Images on disks and file servers that fail for a while."""
+"""Scanning images on disks and file servers that fail for a while."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ def listing(tmp_path):
     names = [f"{number:02}.png" for number in range(20)]
     for number, name in enumerate(names):
         Image.fromarray(np.full((20, 30), number, np.uint8)).save(tmp_path / name)
-    return Listing(rows=pd.DataFrame({"path": names, "file": [str(tmp_path / name) for name in names]}, dtype="str"))
+    return Listing(table=pd.DataFrame({"path": names, "file": [str(tmp_path / name) for name in names]}, dtype="str"))
 
 
 @pytest.fixture(autouse=True)
@@ -41,27 +41,27 @@ def _short_patience(monkeypatch):
 
 
 def break_images(monkeypatch, number, *, names=None, num_refusals=10**9, ask="read_bytes"):
-    """Have these images, or all, refuse so many times each to be read."""
-    sound = getattr(Path, ask)
+    """Make reading these images, or all, fail so many times each."""
+    original = getattr(Path, ask)
     refused = Counter()
 
     def refuse(path, **options):
         if path.suffix == ".png" and (names is None or path.name in names) and refused[path] < num_refusals:
             refused[path] += 1
             raise OSError(number, os.strerror(number))
-        return sound(path, **options)
+        return original(path, **options)
 
     monkeypatch.setattr(Path, ask, refuse)
 
 
 @pytest.mark.parametrize("number", [*SERVER_GONE, errno.EIO])
 @pytest.mark.parametrize("ask", ["stat", "read_bytes"])
-def test_good_images_of_a_server_that_hiccups_stay_in_the_data(listing, monkeypatch, number, ask):
+def test_good_images_of_a_server_that_fails_briefly_stay_in_the_data(listing, monkeypatch, number, ask):
     whole = check_files(listing)
     break_images(monkeypatch, number, num_refusals=2, ask=ask)
     found = check_files(listing)
     assert found.quarantine.empty
-    pd.testing.assert_frame_equal(found.rows, whole.rows)
+    pd.testing.assert_frame_equal(found.table, whole.table)
 
 
 @pytest.mark.usefixtures("_short_patience")
@@ -81,7 +81,7 @@ def test_a_bad_sector_costs_its_image_alone(listing, monkeypatch):
     found = check_files(listing)
     assert found.quarantine["path"].tolist() == ["03.png", "11.png"]
     assert set(found.quarantine["reason"]) == {"file cannot be read: Input/output error"}
-    assert len(found.rows) == 18
+    assert len(found.table) == 18
 
 
 @pytest.mark.usefixtures("_short_patience")
@@ -92,15 +92,15 @@ def test_a_disk_full_of_bad_sectors_is_waited_for_once(listing, monkeypatch):
     assert time.monotonic() - begun < 5
 
 
-def test_a_image_that_one_may_not_read_is_left_out_at_once(listing, monkeypatch):
+def test_an_image_that_may_not_be_read_is_excluded_at_once(listing, monkeypatch):
     monkeypatch.setattr("mura_models.data.scan.RETRY_TIMEOUT_S", 3600)
     break_images(monkeypatch, errno.EACCES, names=["03.png"])
     found = check_files(listing)
     assert found.quarantine["reason"].tolist() == ["file cannot be read: Permission denied"]
 
 
-def test_a_server_that_comes_back_slowly_gives_every_image(listing, monkeypatch):
-    """The patience is for images that nothing comes of, not for how long it takes to read those that come."""
+def test_a_server_that_comes_back_slowly_loses_no_image(listing, monkeypatch):
+    """The timeout counts the time without success, not the time to read the images that succeed."""
     monkeypatch.setattr("mura_models.data.scan.DISK_PATIENCE_S", 0.3)
     read_facts, num_reads = scan.read_facts, Counter()
 

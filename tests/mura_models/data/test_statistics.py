@@ -1,4 +1,4 @@
-"""The look at the data before anything is trained: exploration.json, its images and data.html."""
+"""Statistics of the data before training: exploration.json, its images and data.html."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from factories import list_names
 from PIL import Image
 from report_factories import NASTY, Page
 
-from mura_models.data import statistics as exploration_module
+from mura_models.data import statistics
 from mura_models.data.cache import CachedArray
 from mura_models.data.corrections import CorrectionSummary
 from mura_models.data.dataset import DataSet
@@ -29,12 +29,12 @@ PAD = Preprocessing(image_size_px=SIZE_PX, resize="pad")
 SECRET = "patient-4711"
 
 
-def make_data(bones=("hand", "hip"), num_a_label=12):
-    """Return a manifest, a third of it test, and its store; train images are bright, test images dark."""
+def make_data(bones=("hand", "hip"), num_per_label=12):
+    """Return a manifest, a third of it test, and its images; train images are bright, test images dark."""
     generator = np.random.default_rng(0)
     rows = []
     for bone in bones:
-        for number in range(2 * num_a_label):
+        for number in range(2 * num_per_label):
             split = "test" if number % 3 == 0 else "train"
             rows.append(
                 (f"wards/{bone}-{number}.png", bone, f"{SECRET}-{number // 2}", f"s{number}", number % 2, split)
@@ -87,10 +87,10 @@ def test_each_bone_has_the_sizes_modes_and_exposure_of_its_images():
         assert measures.modes == rows["mode"].value_counts().to_dict()
 
 
-def test_grey_levels_are_the_same_in_parts(monkeypatch):
+def test_gray_levels_are_the_same_in_chunks(monkeypatch):
     _, images, _ = make_data()
     whole = measure_gray(images)
-    monkeypatch.setattr(exploration_module, "IMAGES_PER_CHUNK", 7)
+    monkeypatch.setattr(statistics, "IMAGES_PER_CHUNK", 7)
     np.testing.assert_array_equal(measure_gray(images), whole)
     np.testing.assert_allclose(whole, images.array.reshape(len(whole), -1).mean(axis=1))
 
@@ -101,7 +101,7 @@ def test_two_rows_of_one_file_count_twice():
     assert explore(twice, images, STRETCH, seed=0).overall.num_images == len(manifest) + 1
 
 
-def test_every_image_lies_in_one_cell_of_the_grid_of_sizes():
+def test_every_image_is_in_one_cell_of_the_grid_of_sizes():
     manifest, images, _ = make_data()
     found = explore(manifest, images, STRETCH, seed=0)
     step_px = found.size_step_px
@@ -120,7 +120,7 @@ def test_samples_are_train_images_of_different_patients():
     for sample in samples:
         assert np.asarray(Image.open(io.BytesIO(sample.png))).mean() > 150  # test images are dark
     one_patient = manifest.assign(patient="one")
-    assert len(explore(one_patient, images, STRETCH, seed=0).samples) == 4  # one a bone and label
+    assert len(explore(one_patient, images, STRETCH, seed=0).samples) == 4  # one per bone and label
     assert NUM_SAMPLES == 4
 
 
@@ -181,7 +181,7 @@ def test_real_images_are_not_called_phantom(looked):
 
 def test_names_with_markup_stay_text(tmp_path):
     summary = CorrectionSummary(
-        file="fixes.csv", rows=3, images_changed=5, images_unchanged=1, by_source={"<i>reader</i>": 5}
+        file="fixes.csv", num_rows=3, images_changed=5, images_unchanged=1, by_source={"<i>reader</i>": 5}
     )
     page = look(RunDir(tmp_path), bones=(NASTY, "hip"), corrections=summary)
     assert "script" not in page.tags
@@ -190,7 +190,7 @@ def test_names_with_markup_stay_text(tmp_path):
     assert "5 <i>reader</i>" in page.text
 
 
-def test_a_phantom_is_said_on_the_page_and_on_every_picture(tmp_path):
+def test_a_phantom_is_labelled_on_the_page_and_on_every_figure(tmp_path):
     page = look(RunDir(tmp_path), is_phantom=True)
     assert page.text.count("PHANTOM: synthetic images") >= 3
     assert all("PHANTOM" in image["alt"] for image in page.images)

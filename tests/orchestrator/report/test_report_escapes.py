@@ -53,7 +53,7 @@ def make_full_report() -> dict[str, Any]:
     )
     report["data"]["corrections"] = {
         "file": "fixes.csv",
-        "rows": 2,
+        "num_rows": 2,
         "images_changed": 2,
         "images_unchanged": 0,
         "by_source": {"reader A": 2},
