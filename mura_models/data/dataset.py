@@ -100,7 +100,7 @@ def read_dataset(
         DataError: The data or the corrections cannot be read, train or test is empty, or train has one label only.
         StorageError: A file server was gone for longer than a minute.
 
-    Example:
+    Examples:
         >>> data = mura.read_dataset("clinic/manifest.csv")
         >>> data.manifest.groupby(["bone", "split"])["label"].mean()
         >>> data.quarantine["reason"].value_counts()

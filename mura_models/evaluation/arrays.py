@@ -45,9 +45,9 @@ def evaluate(
         - `reason`: why `value` or `ci95` is None; absent otherwise
 
     Raises:
-        DataError: npt.ArrayLikes differ in length or hold other values, or a study has two labels or patients.
+        DataError: Arrays differ in length or hold other values, or a study has two labels or patients.
 
-    Example:
+    Examples:
         >>> table = bundle.predict("clinic.csv")
         >>> result = mura.evaluate(table["label"], table["p_abnormal"], patients=table["patient"])
         >>> result["auroc"]
@@ -97,7 +97,7 @@ def compare(
         SettingError: `metric` is unknown.
         DataError: As for `evaluate`, or a study is in two groups.
 
-    Example:
+    Examples:
         >>> mura.compare(t["label"], t["p_specialists"], t["p_baseline"], patients=t["patient"], groups=t["bone"])
         {'difference': 0.012, 'ci95': [-0.004, 0.029], 'p': 0.14, 'left_out': [], 'too_few': []}
     """

@@ -69,7 +69,7 @@ class Bundle:
             SettingError: No row is in `split`.
             StorageError: The disk of temporary files is full (`$TMPDIR`).
 
-        Example:
+        Examples:
             >>> bundle = mura.load_bundle("runs/phantom-quick/bundle")
             >>> table = bundle.predict("new_images/")
             >>> table[["path", "bone_predicted", "p_abnormal", "prediction"]]

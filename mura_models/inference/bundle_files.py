@@ -79,7 +79,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     Raises:
         BundleError: The bundle is missing, damaged or of another version.
 
-    Example:
+    Examples:
         >>> bundle = mura.load_bundle("runs/phantom-quick/bundle")
         >>> bundle.assembly.classes
         ('elbow', 'finger', ...)

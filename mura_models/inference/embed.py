@@ -71,7 +71,7 @@ def embed(
         RunError: An image was changed since it was scanned, or is gone.
         StorageError: The disk of the cache is full or fails.
 
-    Example:
+    Examples:
         >>> data = mura.read_dataset("manifest.csv")
         >>> features = mura.embed(data)
         >>> features.shape  # (images, 1280)
