@@ -33,10 +33,10 @@ def draw_data(canvas: Canvas, data: Mapping[str, Any], exploration: Mapping[str,
 def _draw_amounts(canvas: Canvas, splits: Mapping[str, Any], unit: str) -> Drawing:
     bones = sorted({bone for part in splits.values() for bone in part["by_bone"]})
     counts = {split: [_count(splits[split], bone, f"num_{UNITS[unit]}") for bone in bones] for split in SPLIT_COLORS}
-    with canvas.panel(f"{UNITS[unit].capitalize()} of each bone, by {unit}", _height(bones)) as panel:
+    with canvas.panel(f"{UNITS[unit].capitalize()} per bone, by {unit}", _height(bones)) as panel:
         _draw_bars(panel.axes, bones, counts, SPLIT_COLORS)
         panel.axes.set_xlabel(UNITS[unit])
-    alt = f"{UNITS[unit].capitalize()} of each bone in train and test; the table gives the figures"
+    alt = f"{UNITS[unit].capitalize()} per bone in train and test; the table gives the figures"
     return panel.drawing(f"data_amounts_{unit}", alt)
 
 
@@ -48,7 +48,7 @@ def _draw_labels(canvas: Canvas, splits: Mapping[str, Any], split: str, unit: st
     with canvas.panel(f"Labels in {split}, by {unit}", _height(bones)) as panel:
         _draw_bars(panel.axes, bones, counts, LABEL_COLORS)
         panel.axes.set_xlabel(UNITS[unit])
-    alt = f"Normal and abnormal {UNITS[unit]} of each bone in {split}; the table gives the figures"
+    alt = f"Normal and abnormal {UNITS[unit]} per bone in {split}; the table gives the figures"
     return panel.drawing(f"data_labels_{split}_{unit}", alt)
 
 

@@ -42,7 +42,7 @@ METRICS = {
 UNSET = {
     "bones": "all",
     "num_steps": "set by the number of images",
-    "first_lr": "the first trials of each recipe",
+    "first_lr": "set per recipe",
     "specialist_lr": "as the baseline's",
     "specialist_probe_steps": "as the baseline's",
     "finetune_steps": "set by the number of images",
