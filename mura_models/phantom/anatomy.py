@@ -1,14 +1,14 @@
-"""What a skeleton is made of: tubes in three dimensions, in millimetres, and the patient they belong to.
+"""Skeletons as tubes in three dimensions, in millimeters, and the traits of a patient.
 
-x runs to the side, y down along the limb, z along the beam. An image of another view is the same skeleton
-turned about y, so that the views of a study agree with each other.
+x runs to the side, y down along the limb, z along the beam. Other projections show the same skeleton turned about y, so
+that the projections of a study agree with each other.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-TrialConfig = tuple[float, float, float]
+Point = tuple[float, float, float]
 Profile = tuple[tuple[float, float, float], ...]  # (position 0..1, half width to the left, to the right)
 
 
@@ -16,14 +16,14 @@ Profile = tuple[tuple[float, float, float], ...]  # (position 0..1, half width t
 class Tube:
     """A bone, or a part of one: an axis and its half widths along it."""
 
-    start: TrialConfig
-    end: TrialConfig
+    start: Point
+    end: Point
     profile: Profile
     flatness: float = 1.0  # half depth over half width
     cortex_mm: float = 2.0
     density: float = 1.0
     bend_mm: float = 0.0  # sideways bow of the axis at its middle
-    joins: bool = False  # a further part of the bone before it: overlaps it rather than adding to it
+    joins: bool = False  # a part of the bone before it, which it overlaps instead of adding to it
     injurable: bool = True
 
 
@@ -37,19 +37,19 @@ class Joint:
 
 @dataclass(frozen=True, kw_only=True)
 class Skeleton:
-    """What lies on the image of one bone: bones, flesh, joints and the field that the image covers."""
+    """The content of the images of one bone: bones, flesh, joints and the field that an image covers."""
 
     bones: tuple[Tube, ...]
     flesh: tuple[Tube, ...]
     joints: tuple[Joint, ...]
-    centre_mm: tuple[float, float]
+    center_mm: tuple[float, float]
     height_mm: float
     width_mm: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What all images of one patient share."""
+    """Properties that all images of one patient share."""
 
     size: float  # of the whole limb, 1 = typical
     slenderness: float  # length over width of a bone, 1 = typical

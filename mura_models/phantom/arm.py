@@ -1,6 +1,6 @@
-"""Elbow and forearm, and what the hand shares with them.
+"""Elbow and forearm, and the bones that the hand shares with them.
 
-Lengths in millimetres are typical adult ones, chosen by us.
+Lengths in millimeters are typical adult ones, chosen by us.
 """
 
 from dataclasses import replace
@@ -8,7 +8,7 @@ from math import cos, sin
 
 import numpy as np
 
-from mura_models.phantom.anatomy import Joint, Profile, Skeleton, Traits, TrialConfig, Tube, even
+from mura_models.phantom.anatomy import Joint, Point, Profile, Skeleton, Traits, Tube, even
 
 # Scaphoid, lunate, triquetrum, pisiform, trapezium, trapezoid, capitate, hamate: ends and half width.
 CARPALS: tuple[tuple[tuple[float, float], tuple[float, float], float], ...] = (
@@ -91,7 +91,7 @@ def build_arm(traits: Traits, *, flexion: float) -> tuple[list[Tube], list[Tube]
 def bend_at_elbow(tube: Tube, flexion: float) -> Tube:
     """Turn a tube about the x axis through the origin."""
 
-    def turn(point: TrialConfig) -> TrialConfig:
+    def turn(point: Point) -> Point:
         x, y, z = point
         return x, y * cos(flexion) - z * sin(flexion), y * sin(flexion) + z * cos(flexion)
 
@@ -106,7 +106,7 @@ def build_elbow(traits: Traits, rng: np.random.Generator) -> Skeleton:
         bones=tuple(bones),
         flesh=tuple(flesh),
         joints=tuple(joints),
-        centre_mm=(0, 0),
+        center_mm=(0, 0),
         height_mm=200,
         width_mm=150,
     )
@@ -125,7 +125,7 @@ def build_forearm(traits: Traits, rng: np.random.Generator) -> Skeleton:
         bones=tuple(bones),
         flesh=(*flesh, palm),
         joints=tuple(joints),
-        centre_mm=(0, 120),
+        center_mm=(0, 120),
         height_mm=330,
         width_mm=140,
     )

@@ -1,4 +1,4 @@
-"""What makes a study abnormal, and what only looks as if it did."""
+"""Findings that make a study abnormal: fracture, hardware, lytic lesion, worn joint."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,15 +7,15 @@ from math import cos, sin
 import numpy as np
 from numpy.typing import NDArray
 
-from mura_models.phantom.anatomy import Joint, Skeleton, TrialConfig
-from mura_models.phantom.projection import Change, Image, Patch, View, frame_skeleton
+from mura_models.phantom.anatomy import Joint, Point, Skeleton
+from mura_models.phantom.projection import Change, Image, Patch, Projection, frame_skeleton
 
-METAL = 9.0  # millimetres of compact bone that a millimetre of steel looks like, about
+METAL = 9.0  # millimeters of compact bone that attenuate like a millimeter of steel, about
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fracture:
-    """A thin dark line across a bone; what lies beyond it is out of place."""
+    """A thin dark line across a bone; the part beyond it is displaced."""
 
     position: float  # along the bone, 0..1
     slope: float
@@ -25,7 +25,7 @@ class Fracture:
     teeth: tuple[float, ...]  # the line's jaggedness, over the bone's half width
 
     def measure_distance(self, patch: Patch) -> Image:
-        """Return how far beyond the line each pixel lies, in pixels."""
+        """Return how far beyond the line each pixel is, in pixels."""
         across = np.clip(patch.across / max(patch.width, 1), -1.5, 1.5)
         jag = np.interp(across, np.linspace(-1.5, 1.5, len(self.teeth)), self.teeth)
         line = self.position * patch.length + (self.slope * across + jag) * patch.width
@@ -146,7 +146,7 @@ class Wire:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What is wrong in a study; `make_changes` gives what a view shows of it, by tube."""
+    """The finding of a study; `make_changes` returns what a projection shows of it, by tube."""
 
     kind: str
     plane: float  # the turn from which a fracture line shows best
@@ -166,15 +166,19 @@ CLARITY = {
 
 
 def draw_finding(bone: str, skeleton: Skeleton, rng: np.random.Generator) -> Finding:
-    """Draw what is wrong with a study, somewhere inside the field of its frontal view."""
+    """Draw the finding of a study, inside the field of its frontal projection."""
     clarity = CLARITY[bone]
-    view = frame_skeleton(skeleton, height_px=512, width_px=round(512 * skeleton.width_mm / skeleton.height_mm))
+    projection = frame_skeleton(skeleton, height_px=512, width_px=round(512 * skeleton.width_mm / skeleton.height_mm))
     kind = str(rng.choice(["fracture", "hardware", "lesion", "joint"], p=[0.2, 0.42, 0.16, 0.22]))
-    joints = [joint for joint in skeleton.joints if is_inside(view.project(_locate_joint(skeleton, joint)), view, 0.9)]
+    joints = [
+        joint
+        for joint in skeleton.joints
+        if is_inside(projection.project(_locate_joint(skeleton, joint)), projection, 0.9)
+    ]
     if kind == "joint" and joints:
         density = float(rng.uniform(0.5, 1.2)) * clarity
         return Finding(kind=kind, plane=0.0, make_changes=lambda seen: _wear_joints(joints, density * seen))
-    tube, position = pick_site(skeleton, view, rng)
+    tube, position = pick_site(skeleton, projection, rng)
     if kind == "fracture":
         return _draw_fracture(tube, position, clarity, rng)
     if kind == "hardware":
@@ -258,19 +262,19 @@ def _wear_joints(joints: list[Joint], density: float) -> dict[int, list[Change]]
     return changes
 
 
-def is_inside(point: tuple[float, float], view: View, share: float) -> bool:
-    """Return whether a pixel lies in the central `share` of the image."""
-    x, y = point[0] / view.width_px - 0.5, point[1] / view.height_px - 0.5
+def is_inside(point: tuple[float, float], projection: Projection, share: float) -> bool:
+    """Return whether a pixel is in the central `share` of the image."""
+    x, y = point[0] / projection.width_px - 0.5, point[1] / projection.height_px - 0.5
     return max(abs(x), abs(y)) < share / 2
 
 
-def _locate_joint(skeleton: Skeleton, joint: Joint) -> TrialConfig:
+def _locate_joint(skeleton: Skeleton, joint: Joint) -> Point:
     index, end = joint.first
     return skeleton.bones[index].end if end else skeleton.bones[index].start
 
 
-def pick_site(skeleton: Skeleton, view: View, rng: np.random.Generator) -> tuple[int, float]:
-    """Pick a tube and a position along it inside the image's centre; large bones come up more often."""
+def pick_site(skeleton: Skeleton, projection: Projection, rng: np.random.Generator) -> tuple[int, float]:
+    """Draw a tube and a position along it in the center of the image; large bones are drawn more often."""
     sites: list[tuple[int, float]] = []
     weights: list[float] = []
     for index, tube in enumerate(skeleton.bones):
@@ -278,7 +282,7 @@ def pick_site(skeleton: Skeleton, view: View, rng: np.random.Generator) -> tuple
         length = float(np.linalg.norm(end - start))
         for position in (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85):
             x, y, z = (start + position * (end - start)).tolist()
-            if tube.injurable and is_inside(view.project((x, y, z)), view, 0.75):
+            if tube.injurable and is_inside(projection.project((x, y, z)), projection, 0.75):
                 sites.append((index, position))
                 weights.append(length * max(max(left, right) for _, left, right in tube.profile))
     chosen = rng.choice(len(sites), p=np.array(weights) / sum(weights))

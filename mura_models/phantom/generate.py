@@ -1,4 +1,4 @@
-"""Write the phantom: every study in a worker process, the tables at the end."""
+"""Writes the phantom: the studies in worker processes, then the tables."""
 
 import json
 import os
@@ -33,15 +33,15 @@ def write_phantom(
 ) -> Path:
     """Write a synthetic MURA tree and return its path, `root/MURA-v1.1`.
 
-    scale: share of MURA's 40,005 images, above 0 and at most 1; any keeps 15 test studies a bone and label.
-    workers: processes; None = one a core, 1 = this one alone. The files are the same for any number.
-    on_progress: called with the images written and all images, after each study.
-    on_wait: called where another process is writing there, before it is waited for.
+    scale: share of MURA's 40,005 images, above 0 and at most 1; at least 15 test studies per bone and label are kept.
+    workers: processes; None = one per core, 1 = only this one. The files are the same for any number.
+    on_progress: called after each study with the number of images written and of all images.
+    on_wait: called before waiting for another process that is writing there.
 
-    Also writes `root/masks` (where a finding shows, 0 or 255, at the image's path) and `root/phantom.json`.
-    A `root` of the same scale, seed and version is left as it is; one of others is replaced.
+    Also writes `root/masks` (255 where a finding shows, else 0, at the path of its image) and `root/phantom.json`.
+    A `root` of the same scale, seed and version is kept; a phantom of others is replaced.
 
-    Raises ConfigError for a scale out of range, or a `root` that holds anything but a phantom.
+    Raises ConfigError for a scale out of range, or a `root` that contains other files than a phantom.
     """
     if not 0 < scale <= 1:
         raise ConfigError(f"phantom scale is {scale}: it must be above 0 and at most 1; 0.05 is the default")
@@ -77,10 +77,10 @@ def _lock_root(root: Path, on_wait: Callable[[], None] | None) -> Iterator[bool]
 
 @contextmanager
 def _replacing(root: Path, *, is_alone: bool) -> Iterator[Path]:
-    """Return a folder beside `root` to fill; it becomes `root` when the block ends well, else it vanishes."""
+    """Yield a folder next to `root` to fill; it replaces `root` if the block succeeds, else it is removed."""
     own = "" if is_alone else f".{os.getpid()}"
     unfinished = root.with_name(f".{root.name}{own}{UNFINISHED}")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a generator that was killed
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a generator that was killed
     try:
         unfinished.mkdir()
         yield unfinished
@@ -91,7 +91,7 @@ def _replacing(root: Path, *, is_alone: bool) -> Iterator[Path]:
 
 
 def _is_written(root: Path, identity: dict[str, object]) -> bool:
-    """Return whether the same phantom is there already; raise rather than let other files be replaced."""
+    """Return whether the same phantom is there already. Raises ConfigError if other files would be replaced."""
     if not os.path.lexists(root):
         return False
     names = {path.name for path in root.iterdir()} if root.is_dir() else {""}
@@ -113,14 +113,14 @@ def _write_studies(
     workers: int | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> dict[str, int]:
-    """Draw all studies; return how many show each kind of finding."""
+    """Draw all studies and return how many show each kind of finding."""
     kinds = dict.fromkeys(FINDINGS, 0)
-    done, total = 0, sum(study.num_views for study in studies)
+    done, total = 0, sum(study.num_projections for study in studies)
     drawn = _map_studies(partial(write_study, root, seed), studies, workers)
     for study, kind in zip(studies, drawn, strict=True):
         if kind is not None:
             kinds[kind] += 1
-        done += study.num_views
+        done += study.num_projections
         if on_progress is not None:
             on_progress(done, total)
     return kinds
@@ -143,7 +143,9 @@ def _write_tables(tree: Path, studies: list[PlannedStudy]) -> None:
     for split in MURA_COUNTS:
         folders = [(f"MURA-v1.1/{study.folder}/", study) for study in studies if study.split == split]
         labels = "".join(f"{folder},{study.label}\n" for folder, study in folders)
-        paths = "".join(f"{folder}image{n + 1}.png\n" for folder, study in folders for n in range(study.num_views))
+        paths = "".join(
+            f"{folder}image{n + 1}.png\n" for folder, study in folders for n in range(study.num_projections)
+        )
         (tree / f"{split}_labeled_studies.csv").write_text(labels)
         (tree / f"{split}_image_paths.csv").write_text(paths)
 
@@ -156,7 +158,7 @@ def _count(studies: list[PlannedStudy], kinds: dict[str, int]) -> dict[str, obje
         return {
             "patients": len({study.patient for study in chosen}),
             "studies": len(chosen),
-            "images": sum(study.num_views for study in chosen),
+            "images": sum(study.num_projections for study in chosen),
         }
 
     return {"synthetic": True, "train": count("train"), "valid": count("valid"), "findings": kinds}

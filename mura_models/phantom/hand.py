@@ -1,4 +1,4 @@
-"""Hand, wrist and finger. Lengths in millimetres are typical adult ones, chosen by us."""
+"""Hand, wrist and finger. Lengths in millimeters are typical adult ones, chosen by us."""
 
 from dataclasses import replace
 from math import cos, radians, sin
@@ -97,15 +97,15 @@ def build_hand(traits: Traits, rng: np.random.Generator) -> Skeleton:
         bones=tuple(bones),
         flesh=tuple(flesh),
         joints=tuple(joints),
-        centre_mm=(-4, -70),
+        center_mm=(-4, -70),
         height_mm=245,
         width_mm=190,
     )
 
 
 def build_wrist(traits: Traits, rng: np.random.Generator) -> Skeleton:
-    """Build a wrist: the hand, seen closer."""
-    return replace(build_hand(traits, rng), centre_mm=(0, 12), height_mm=155, width_mm=110)
+    """Build a wrist: the hand, magnified."""
+    return replace(build_hand(traits, rng), center_mm=(0, 12), height_mm=155, width_mm=110)
 
 
 def build_finger(traits: Traits, rng: np.random.Generator) -> Skeleton:
@@ -126,7 +126,7 @@ def build_finger(traits: Traits, rng: np.random.Generator) -> Skeleton:
         bones=tuple(bones),
         flesh=tuple(flesh),
         joints=tuple(joints),
-        centre_mm=(float(knuckle[0]), float(knuckle[1])),
+        center_mm=(float(knuckle[0]), float(knuckle[1])),
         height_mm=125,
         width_mm=55 + 22 * count,
     )

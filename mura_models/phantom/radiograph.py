@@ -1,4 +1,4 @@
-"""From thickness along the beam to an image: exposure, noise, collimation, side markers."""
+"""Turns thickness along the beam into an image: exposure, noise, collimation, side markers."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -68,7 +68,7 @@ def draw_noise(shape: tuple[int, int], grain_px: float, rng: np.random.Generator
 
 @lru_cache(maxsize=16)
 def make_tile(grain_px: float) -> Image:
-    """Make the noise that images are cut from, once a process; drawing it anew is a third of the time."""
+    """Make the noise that images are cut from, once per process: drawing it for each image is a third of the time."""
     coarse_px = int(TILE_PX / grain_px)
     coarse = np.random.default_rng(coarse_px).standard_normal((coarse_px, coarse_px), dtype=np.float32)
     smooth = resize(coarse, (TILE_PX, TILE_PX))
@@ -82,7 +82,7 @@ def resize(image: Image, shape: tuple[int, int]) -> Image:
 
 
 def expose(bone_mm: Image, flesh_mm: Image, style: Style, rng: np.random.Generator) -> PillowImage.Image:
-    """Turn millimetres of bone and of (coarse) flesh into an 8-bit image."""
+    """Turn millimeters of bone and of (coarse) flesh into an 8-bit image."""
     shape = (style.height_px, style.width_px)
     weave = 0.7 * draw_noise(shape, 2.2, rng) + 0.5 * draw_noise(shape, 5.5, rng)
     flesh = np.maximum(resize(flesh_mm, shape), 0) * (1 + 0.03 * draw_noise(shape, 30, rng))
@@ -102,7 +102,7 @@ def expose(bone_mm: Image, flesh_mm: Image, style: Style, rng: np.random.Generat
 
 
 def _draw_overlays(shape: tuple[int, int], style: Style, rng: np.random.Generator) -> Image:
-    """Return what lies over limb and bone without meaning anything: skin folds, a line, a cast."""
+    """Return overlays that do not depend on the label: skin folds, a line, a cast."""
     height, width = shape
     y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)[None, :]
     total = np.zeros(shape, np.float32)
@@ -121,7 +121,7 @@ def _draw_overlays(shape: tuple[int, int], style: Style, rng: np.random.Generato
 
 
 def _stamp_marker(image: PillowImage.Image, letter: str, rng: np.random.Generator) -> None:
-    """Put a lead letter near a corner, sometimes turned."""
+    """Stamp a lead letter near a corner, sometimes rotated."""
     size = int(max(image.size) * rng.uniform(0.05, 0.09)) + 6
     stamp = PillowImage.new("L", (size * 2, size * 2))
     ImageDraw.Draw(stamp).text((size, size), letter, fill=255, font=ImageFont.load_default(size), anchor="mm")
@@ -133,7 +133,7 @@ def _stamp_marker(image: PillowImage.Image, letter: str, rng: np.random.Generato
 
 
 def _draw_aperture(style: Style) -> PillowImage.Image:
-    """Return the mask of what the collimator lets through: a slightly turned rectangle."""
+    """Return the mask of the collimator's aperture: a slightly rotated rectangle."""
     assert style.collimation is not None
     left, top, right, bottom, angle = style.collimation
     width, height = style.width_px, style.height_px

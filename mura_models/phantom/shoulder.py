@@ -1,4 +1,4 @@
-"""Shoulder and humerus. Lengths in millimetres are typical adult ones, chosen by us."""
+"""Shoulder and humerus. Lengths in millimeters are typical adult ones, chosen by us."""
 
 from dataclasses import replace
 from math import cos, radians, sin
@@ -97,7 +97,7 @@ def build_shoulder(traits: Traits, rng: np.random.Generator) -> Skeleton:
         bones=(*bones, *ribs),
         flesh=tuple(flesh),
         joints=tuple(joints),
-        centre_mm=(-38, 28),
+        center_mm=(-38, 28),
         height_mm=200,
         width_mm=215,
     )
@@ -116,7 +116,7 @@ def build_humerus(traits: Traits, rng: np.random.Generator) -> Skeleton:
         shoulder,
         bones=(*shoulder.bones, *forearm),
         joints=(*shoulder.joints, Joint(first=(0, 1), second=(first, 0))),
-        centre_mm=(x * 0.42, 138),
+        center_mm=(x * 0.42, 138),
         height_mm=380,
         width_mm=165,
     )

@@ -1,4 +1,4 @@
-"""One study from plan to files: the same patient and finding in every view."""
+"""Draws one study: the same patient and finding in every projection."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +13,7 @@ from mura_models.phantom.arm import build_elbow, build_forearm
 from mura_models.phantom.counts import PlannedStudy
 from mura_models.phantom.findings import Finding, draw_finding
 from mura_models.phantom.hand import build_finger, build_hand, build_wrist
-from mura_models.phantom.projection import View, draw_bones, draw_flesh, frame_skeleton
+from mura_models.phantom.projection import Projection, draw_bones, draw_flesh, frame_skeleton
 from mura_models.phantom.radiograph import Style, draw_style, expose, make_mask
 from mura_models.phantom.shoulder import build_humerus, build_shoulder
 
@@ -26,7 +26,7 @@ BUILDERS: dict[str, Callable[[Traits, np.random.Generator], Skeleton]] = {
     "XR_SHOULDER": build_shoulder,
     "XR_WRIST": build_wrist,
 }
-# Turns of the first to the fourth view, in degrees: 0 = from the front, 90 = from the side.
+# Turns of the first to the fourth projection, in degrees: 0 = frontal, 90 = lateral.
 TURNS = {
     "XR_ELBOW": (0, 88, 45, -30),
     "XR_FINGER": (0, 85, 40, -35),
@@ -39,7 +39,7 @@ TURNS = {
 
 
 def write_study(root: Path, seed: int, study: PlannedStudy) -> str | None:
-    """Draw one study below `root`; return the kind of its finding, None for a normal one.
+    """Write the images of one study below `root` and return the kind of its finding, None for a normal study.
 
     The finding has its own stream of random numbers, so that the label changes nothing else in an image.
     """
@@ -47,15 +47,15 @@ def write_study(root: Path, seed: int, study: PlannedStudy) -> str | None:
     skeleton = BUILDERS[study.bone](traits, np.random.default_rng((seed, 2, study.index)))
     finding_rng = np.random.default_rng((seed, 3, study.index))
     finding = draw_finding(study.bone, skeleton, finding_rng) if study.label else None
-    clearest = int(finding_rng.integers(study.num_views))
-    for number in range(study.num_views):
+    clearest = int(finding_rng.integers(study.num_projections))
+    for number in range(study.num_projections):
         rng = np.random.default_rng((seed, 4, study.index, number))
         style = draw_style(skeleton.width_mm / skeleton.height_mm, rng)
-        view = pose_view(study, number, skeleton, style, rng=rng, size=traits.size)
-        seen = draw_visibility(finding, view, finding_rng, is_clearest=number == clearest)
+        projection = pose_projection(study, number, skeleton, style, rng=rng, size=traits.size)
+        seen = draw_visibility(finding, projection, finding_rng, is_clearest=number == clearest)
         changes = finding.make_changes(seen) if finding and seen > 0.2 else {}
-        bone_mm, mask = draw_bones(skeleton.bones, view, traits, changes)
-        image = expose(bone_mm, draw_flesh(skeleton.flesh, view), style, rng)
+        bone_mm, mask = draw_bones(skeleton.bones, projection, traits, changes)
+        image = expose(bone_mm, draw_flesh(skeleton.flesh, projection), style, rng)
         path = f"{study.folder}/image{number + 1}.png"
         save_png(image, root / "MURA-v1.1" / path)
         if mask.any():
@@ -63,24 +63,26 @@ def write_study(root: Path, seed: int, study: PlannedStudy) -> str | None:
     return finding.kind if finding else None
 
 
-def draw_visibility(finding: Finding | None, view: View, rng: np.random.Generator, *, is_clearest: bool) -> float:
-    """Draw how clearly a view shows the finding, 0..1; one view of a study shows it in full."""
+def draw_visibility(
+    finding: Finding | None, projection: Projection, rng: np.random.Generator, *, is_clearest: bool
+) -> float:
+    """Draw how clearly a projection shows the finding, 0..1; one projection of a study shows it in full."""
     if finding is None:
         return 0.0
     if is_clearest:
         return 1.0
-    # Chosen by us: a quarter of the other views do not show it.
+    # Chosen by us: a quarter of the other projections do not show it.
     seen = 0.0 if rng.random() < 0.25 else float(rng.uniform(0.5, 1.0))
-    return seen * abs(cos(view.turn - finding.plane)) if finding.kind == "fracture" else seen
+    return seen * abs(cos(projection.turn - finding.plane)) if finding.kind == "fracture" else seen
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Save an image below folders that may not exist yet."""
+    """Save an image, and make the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, compress_level=1)  # the fastest: the files are a fifth larger
+    image.save(path, compress_level=1)  # the fastest; the files are a fifth larger
 
 
-def pose_view(
+def pose_projection(
     study: PlannedStudy,
     number: int,
     skeleton: Skeleton,
@@ -88,17 +90,17 @@ def pose_view(
     *,
     rng: np.random.Generator,
     size: float,
-) -> View:
-    """Place the limb for one image: near a standard turn, never quite straight or centred."""
+) -> Projection:
+    """Return the projection of one image: near a standard turn, never quite straight or centered."""
     frame = frame_skeleton(skeleton, height_px=style.height_px, width_px=style.width_px)
-    x, y = skeleton.centre_mm
+    x, y = skeleton.center_mm
     return replace(
         frame,
         turn=radians(TURNS[study.bone][number] + rng.normal(0, 5)),
         rotation=radians(rng.normal(0, 6)),
         is_mirrored=study.index % 2 == 1,
         px_per_mm=frame.px_per_mm * size * float(rng.uniform(0.95, 1.2)),
-        centre_mm=(
+        center_mm=(
             x + float(rng.normal(0, 0.03)) * skeleton.width_mm,
             y + float(rng.normal(0, 0.03)) * skeleton.height_mm,
         ),

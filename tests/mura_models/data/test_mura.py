@@ -256,7 +256,7 @@ def test_counts_are_compared_with_the_published_ones(tmp_path):
     assert "\n" not in note
     # The phantom at scale 1.0 has MURA's counts: repeat its plan as rows of a manifest.
     rows = small.manifest.iloc[:0]
-    studies = [study for study in plan_studies(1.0, 0) for _ in range(study.num_views)]
+    studies = [study for study in plan_studies(1.0, 0) for _ in range(study.num_projections)]
     rows = rows.reindex(range(len(studies))).assign(
         split=["train" if study.split == "train" else "test" for study in studies],
         bone=[study.bone[3:].lower() for study in studies],

@@ -1,4 +1,4 @@
-"""The phantom reads like MURA, is the same twice, and its label shows in nothing but the findings."""
+"""The phantom reads like MURA, is reproducible, and its label shows in nothing but the findings."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ TINY = 0.002
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a whole phantom, as small as it gets."""
+    """Write a whole phantom of the smallest size."""
     folder = tmp_path_factory.mktemp("phantom") / "tiny"
     write_phantom(folder, scale=TINY, workers=2)
     return folder
@@ -37,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def studies(root: Path) -> pd.DataFrame:
-    """Read both study tables back and take the paths apart."""
+    """Read both study tables and split the paths into their parts."""
     tables = []
     for split in ("train", "valid"):
         table = pd.read_csv(root / f"MURA-v1.1/{split}_labeled_studies.csv", names=["path", "label"])
@@ -58,12 +58,12 @@ def test_tables_and_folders_agree(root: Path, studies: pd.DataFrame) -> None:
     on_disk = [path.relative_to(root).as_posix() for path in root.glob("MURA-v1.1/*/*/*/*/*")]
     assert sorted(listed) == sorted(on_disk)
     assert {path.rsplit("/", 1)[0] + "/" for path in listed} == set(studies["path"])
-    views = Counter(path.rsplit("/", 1)[0] for path in listed)
-    assert min(views.values()) >= 1
-    assert max(views.values()) <= 4
+    projections = Counter(path.rsplit("/", 1)[0] for path in listed)
+    assert min(projections.values()) >= 1
+    assert max(projections.values()) <= 4
 
 
-def test_every_bone_can_be_tested_and_trained(studies: pd.DataFrame) -> None:
+def test_every_bone_has_enough_studies_to_train_and_test(studies: pd.DataFrame) -> None:
     counts = studies.groupby(["split", "bone", "label"]).size().unstack("split")
     assert len(counts) == 14
     assert counts["valid"].min() >= 15
@@ -80,7 +80,7 @@ def test_full_size_has_the_counts_of_mura() -> None:
     images: Counter[tuple[str, str, int]] = Counter()
     studies: Counter[tuple[str, str, int]] = Counter()
     for study in planned:
-        images[study.split, study.bone, study.label] += study.num_views
+        images[study.split, study.bone, study.label] += study.num_projections
         studies[study.split, study.bone, study.label] += 1
     for split, by_bone in MURA_COUNTS.items():
         for bone, (num_studies, num_images) in by_bone.items():
@@ -92,14 +92,14 @@ def test_full_size_has_the_counts_of_mura() -> None:
     assert len({study.folder for study in planned}) == len(planned)
 
 
-def test_view_count_hardly_tells_the_label() -> None:
+def test_the_number_of_projections_hardly_predicts_the_label() -> None:
     planned = plan_studies(0.2, seed=0)
-    labels, views = [s.label for s in planned], [s.num_views for s in planned]
+    labels, projections = [s.label for s in planned], [s.num_projections for s in planned]
     # MURA's own image counts make it 0.55; a model sees one image at a time.
-    assert abs(roc_auc_score(labels, views) - 0.5) < 0.1
+    assert abs(roc_auc_score(labels, projections) - 0.5) < 0.1
 
 
-def test_images_vary_as_in_mura_whatever_the_label(root: Path) -> None:
+def test_images_vary_as_in_mura_independent_of_the_label(root: Path) -> None:
     rows = []
     for path in sorted(root.glob("MURA-v1.1/*/*/*/*/*.png"))[::2]:
         with Image.open(path) as image:
@@ -116,13 +116,13 @@ def test_images_vary_as_in_mura_whatever_the_label(root: Path) -> None:
         assert abs(roc_auc_score(images["label"], shortcut) - 0.5) < 0.1
 
 
-def test_masks_lie_beside_the_tree_for_abnormal_studies_only(root: Path, studies: pd.DataFrame) -> None:
+def test_masks_are_next_to_the_tree_for_abnormal_studies_only(root: Path, studies: pd.DataFrame) -> None:
     assert {path.name for path in root.iterdir()} == {"MURA-v1.1", "masks", "phantom.json"}
     masks = list(root.glob("masks/*/*/*/*/*.png"))
     masked = {f"MURA-v1.1/{path.parent.relative_to(root / 'masks').as_posix()}/" for path in masks}
     assert masked == set(studies.loc[studies["label"] == 1, "path"])
     num_abnormal_images = len(list(root.glob("MURA-v1.1/*/*/*/*_positive/*.png")))
-    assert len(masks) < num_abnormal_images  # some views do not show the finding
+    assert len(masks) < num_abnormal_images  # some projections do not show the finding
     for path in masks[:20]:
         with (
             Image.open(path) as mask,
@@ -154,7 +154,7 @@ def test_same_seed_same_bytes_for_any_number_of_workers(root: Path, tmp_path: Pa
             write_study(tmp_path, 0, study)
     for path in (p for p in tmp_path.rglob("*.png")):
         assert path.read_bytes() == (root / path.relative_to(tmp_path)).read_bytes()
-    study = next(s for s in planned if s.num_views > 1)
+    study = next(s for s in planned if s.num_projections > 1)
     write_study(tmp_path / "other seed", 1, study)
     first = f"MURA-v1.1/{study.folder}/image1.png"
     assert (tmp_path / "other seed" / first).read_bytes() != (root / first).read_bytes()
@@ -188,7 +188,7 @@ def test_progress_reaches_the_total_and_a_failure_leaves_nothing(tmp_path: Path)
 
 @pytest.fixture
 def few_studies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the phantom be of three studies."""
+    """Reduce the phantom to three studies."""
     monkeypatch.setattr("mura_models.phantom.generate.plan_studies", lambda scale, seed: plan_studies(TINY, 0)[:3])
 
 
@@ -218,7 +218,7 @@ def test_of_two_runs_at_once_one_writes_the_phantom_and_the_other_waits(tmp_path
 
 
 @pytest.mark.usefixtures("few_studies")
-def test_a_disk_that_knows_no_locks_can_hold_a_phantom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phantom_can_be_written_to_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
