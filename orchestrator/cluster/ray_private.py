@@ -1,6 +1,6 @@
 """Every use of Ray's private names, each because there is no public one.
 
-tests/orchestrator/cluster/test_ray_private.py looks each of them up, and says what breaks if Ray moves it.
+tests/orchestrator/cluster/test_ray_private.py looks each of them up, and names what breaks if Ray moves it.
 """
 
 import logging

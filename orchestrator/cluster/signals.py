@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the run ends where it is, its workers with it, and says how to go on."""
+"""Ctrl-C and SIGTERM end the run and its workers at once; the command line prints how to resume."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to end."""
+    """SIGINT or SIGTERM was received."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -19,38 +19,38 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """128 and the signal's number, as shells have it."""
+        """128 plus the signal's number, as in shells."""
         return 128 + self.number
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise Interrupted in the main thread when a signal asks for an end."""
-    asked = [signal.SIGINT]
+    """Raise Interrupted in the main thread on SIGINT or SIGTERM."""
+    received = [signal.SIGINT]
 
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        asked.append(signal.Signals(number))
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(signal.Signals(number))
         raise Interrupted(number)
 
-    with _handled_by(end):
+    with _handled_by(interrupt):
         try:
             yield
         except Interrupted:
             raise
-        except KeyboardInterrupt:  # which Ray raises in place of ours where it was waiting
-            raise Interrupted(asked[-1]) from None
+        except KeyboardInterrupt:  # Ray raises it in place of ours if it was waiting
+            raise Interrupted(received[-1]) from None
 
 
 @contextmanager
 def ignore_signals() -> Iterator[None]:
-    """Let no signal cut a short clean-up short."""
+    """Ignore signals during a short clean-up."""
     with _handled_by(signal.SIG_IGN):
         yield
 
 
 @contextmanager
 def keep_signal_handlers() -> Iterator[None]:
-    """Undo what a library does to the handlers: Ray's leaves by itself, with the signal's number as exit code."""
+    """Restore the handlers that a library replaces: Ray's exits by itself, with the signal's number as exit code."""
     with _handled_by(None):
         try:
             yield
@@ -73,5 +73,5 @@ def _handled_by(handler: "signal._HANDLER") -> Iterator[None]:
         yield
     finally:
         for number, handler_before in before.items():
-            if handler_before is not None:  # None: set by something that is not Python
+            if handler_before is not None:  # None: not set from Python
                 signal.signal(number, handler_before)

@@ -45,7 +45,7 @@ def test_the_head_gives_neither_cpu_nor_gpu_to_trials(cluster: dict[str, Any]) -
     assert head["resources"] == {"CPU": 0, "GPU": 0}
 
 
-def test_gpu_workers_come_with_the_work_and_go_with_it(cluster: dict[str, Any]) -> None:
+def test_gpu_workers_are_started_for_work_and_stopped_when_idle(cluster: dict[str, Any]) -> None:
     workers = [node for name, node in cluster["available_node_types"].items() if name != cluster["head_node_type"]]
     assert workers
     for worker in workers:
@@ -87,7 +87,7 @@ def test_every_installation_keeps_to_the_constraints(cluster: dict[str, Any]) ->
         assert "-c constraints.txt" in command
 
 
-def test_every_node_gets_all_that_the_project_is_built_from(cluster: dict[str, Any]) -> None:
+def test_every_node_gets_all_files_that_the_project_is_built_from(cluster: dict[str, Any]) -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     setuptools = pyproject["tool"]["setuptools"]
     needed = {"pyproject.toml", "constraints.txt", pyproject["project"]["readme"]}

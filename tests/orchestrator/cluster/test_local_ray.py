@@ -1,4 +1,4 @@
-"""Ray as a run starts it on one machine: who can reach it, who can join it, and what it tells."""
+"""Ray as a run starts it on one machine: who can reach it, who can join it, and what it shows."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> User:
 
 @pytest.fixture(scope="module")
 def started(user: User) -> Iterator[dict[str, str]]:
-    """What a Ray that was started for nobody but this user says of itself."""
+    """The lines that a Ray started for this user alone prints."""
     command = (sys.executable, "-c", HOLD, user.home / "secret-ward" / "images.csv", "--data=secret/ward.csv")
     with user.start(*command, PYTHONPATH=str(ROOT)) as driver:
 
@@ -114,8 +114,8 @@ def test_the_dashboard_shows_the_command_without_its_paths(user: User, started: 
 @pytest.mark.slow
 def test_nothing_is_reported_to_rays_maker(user: User, started: dict[str, str]) -> None:
     known = {"Authorization": f"Bearer {read_token(user)}"}
-    told = requests.get(f"{started['dashboard']}/usage_stats_enabled", headers=known, timeout=30).json()
-    assert told["data"]["usageStatsEnabled"] is False
+    answer = requests.get(f"{started['dashboard']}/usage_stats_enabled", headers=known, timeout=30).json()
+    assert answer["data"]["usageStatsEnabled"] is False
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_the_cluster_to_join(
 
 @pytest.mark.parametrize("given", [None, "auto"])
 @pytest.mark.parametrize(
-    ("in_environment", "told"),
+    ("in_environment", "text"),
     [
         ("ray://10.0.0.1:10001", "cannot join by a URL; give the head's HOST:PORT .* or submit .* ray job submit$"),
         ("http://127.0.0.1:8265", "cannot join by a URL"),
@@ -42,10 +42,10 @@ def test_the_cluster_to_join(
     ],
 )
 def test_an_address_that_a_run_cannot_join_by_is_refused_by_its_name(
-    given: str | None, in_environment: str, told: str, monkeypatch: pytest.MonkeyPatch
+    given: str | None, in_environment: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", in_environment)
-    with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={in_environment}: .*{told}"):
+    with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={in_environment}: .*{text}"):
         resolve_address(ExecutionOptions(address=given))
-    with pytest.raises(ConfigError, match=f"^address={in_environment}: .*{told}"):
+    with pytest.raises(ConfigError, match=f"^address={in_environment}: .*{text}"):
         ExecutionOptions(address=in_environment)

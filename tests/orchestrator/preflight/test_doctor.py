@@ -112,7 +112,7 @@ def token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("disabled", None, None, "warning", "RAY_AUTH_MODE=disabled: anybody who can reach the Ray started here can"),
         ("none", None, None, "warning", "RAY_AUTH_MODE=none: anybody who can reach the Ray started here can run code"),
         ("", None, None, "warning", "RAY_AUTH_MODE=: anybody who can reach the Ray started here can run code in it"),
-        (None, None, "10.0.0.1:6379", None, ""),  # connecting to it says the rest
+        (None, None, "10.0.0.1:6379", None, ""),  # connecting to it reports the rest
     ],
 )
 @pytest.mark.usefixtures("token_file")
