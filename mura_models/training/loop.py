@@ -72,8 +72,13 @@ class TrialSettings:
 
     @property
     def num_steps(self) -> int:
-        """Updates of the whole training."""
+        """Steps of the whole training."""
         return self.num_epochs * self.steps_per_epoch
+
+    @property
+    def dev_metric(self) -> str:
+        """The name of `metric` among the metrics of an epoch."""
+        return f"dev_{self.metric}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +177,7 @@ class Training(ABC):
         if bad:
             failure = f"epoch {self.epoch}: {bad[0]} is {metrics[bad[0]]}"
             return Epoch(epoch=self.epoch, metrics=metrics, is_last=True, failure=failure)
-        score = metrics[f"dev_{self.settings.metric}"]
+        score = metrics[self.settings.dev_metric]
         is_best = score > self.best_score
         if is_best:
             self.best_score, self.best_epoch = score, self.epoch

@@ -29,16 +29,17 @@ from orchestrator.evaluation.system_metrics import (
     score_router,
     score_systems,
 )
-from orchestrator.ingest.overview import describe_data
+from orchestrator.ingest.decode import Ingested
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.files import read_json, write_json, write_table
-from orchestrator.run.journal import Journal
+from orchestrator.run.journal import JournalLine, last_lines, read_journal, to_table
 from orchestrator.run.names import SELECTED_ROUTED, SystemId, specialist_target
 from orchestrator.run.provenance import find_version
 from orchestrator.run.report_schema import (
     Audit,
     AuditedTrial,
+    DataSummary,
     Replicates,
     ReportData,
     RouterSummary,
@@ -46,33 +47,40 @@ from orchestrator.run.report_schema import (
     SearchSummary,
     SelectedModel,
 )
-from orchestrator.search.context import RunContext
+from orchestrator.search.context import EmbeddingStore, TrainData
 from orchestrator.search.plan import Plan
 from orchestrator.search.stages import SearchResults
 from orchestrator.search.winners import Winner
 
 
-def evaluate(context: RunContext, results: SearchResults) -> None:
+def evaluate(
+    config: RunConfig,
+    plan: Plan,
+    results: SearchResults,
+    embeddings: EmbeddingStore,
+    *,
+    manifest: pd.DataFrame,
+    data: DataSummary,
+    ingested: Ingested,
+    rundir: RunDir,
+) -> None:
     """Write everything from trials.parquet to report.json."""
-    config, dataset, manifest, plan = context.config, context.dataset, context.manifest, context.plan
-    rundir, ingested, bones = context.rundir, context.ingested, context.bones
-    backbones, embed = context.backbones, context.embed
-
-    journal = Journal(rundir.journal)
-    write_table(rundir.trials, journal.to_table())
+    bones = TrainData.of(manifest).bones
+    lines = read_journal(rundir.journal)
+    write_table(rundir.trials, to_table(lines))
     assembly, selected = select_on_dev(config, plan, results, bones)
     write_selected(rundir, selected, results)
     bundle = Bundle(
         assembly=assembly.keep_selected(),
-        backbones=backbones,
+        backbones=embeddings.backbones,
         preprocessing=config.preprocessing,
         choice=ingested.choice,
-        notes={"data": dataset.name, "version": find_version()},
+        notes={"data": data.name, "version": find_version()},
     )
     with atomic_directory(rundir.bundle) as partial:
         write_bundle(bundle, partial)
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
-    features = {key: embed(key, test)[:, 0] for key in assembly.backbones}
+    features = {key: embeddings.embed(key, test)[:, 0] for key in assembly.backbones}
     predictions = open_test(assembly, test, features, config)
     write_table(rundir.predictions, predictions)
     best_baseline = SystemId("baseline", select_best_baseline(config, results.winners).trial.recipe)
@@ -80,8 +88,8 @@ def evaluate(context: RunContext, results: SearchResults) -> None:
     absences = Absences(plan.untrainable, results.failed)
     without = {system: list_bones_without(system, predictions, plan, results) for system in systems}
     report = ReportData(
-        run=summarize_run(rundir, config, plan, journal, results, num_not_decoded=len(ingested.failures)),
-        data=describe_data(dataset, manifest, pd.read_csv(rundir.quarantine)),
+        run=summarize_run(rundir, config, plan, lines, results, num_not_decoded=len(ingested.failures)),
+        data=data,
         router=summarize_router(predictions, bones, results.winners) if assembly.router else None,
         systems=score_systems(predictions, without),
         selected=selected,
@@ -165,7 +173,13 @@ def summarize_router(predictions: pd.DataFrame, bones: Sequence[str], winners: M
 
 
 def summarize_run(
-    rundir: RunDir, config: RunConfig, plan: Plan, journal: Journal, results: SearchResults, *, num_not_decoded: int
+    rundir: RunDir,
+    config: RunConfig,
+    plan: Plan,
+    lines: Sequence[JournalLine],
+    results: SearchResults,
+    *,
+    num_not_decoded: int,
 ) -> RunSummary:
     """Return report.json's `run`."""
     origin, ingest = read_json(rundir.run_json), read_json(rundir.ingest)
@@ -173,7 +187,7 @@ def summarize_run(
     return RunSummary(
         **{name: origin[name] for name in ("config", "data_fingerprint", "versions", "git_commit")},
         **{name: ingest[name] for name in ("images_decoded", "images_embedded", "backbone", "weights", "runtime")},
-        searches=summarize_searches(plan, journal),
+        searches=summarize_searches(plan, lines),
         failed_searches=results.failed,
         bones_without_specialist=plan.untrainable,
         files_not_decoded=num_not_decoded,
@@ -182,19 +196,19 @@ def summarize_run(
     )
 
 
-def summarize_searches(plan: Plan, journal: Journal) -> dict[str, SearchSummary]:
+def summarize_searches(plan: Plan, lines: Sequence[JournalLine]) -> dict[str, SearchSummary]:
     """Return trials by search and final state, and the epochs that they ran."""
-    ends = journal.final_states()
+    ends = last_lines(lines)
     searches = {}
     for search in plan.searches:
         trials = plan.of_search(search)
-        mine = [ends[trial.trial] for trial in trials if trial.trial in ends]  # none if its stage never ran
-        states = pd.Series([line["state"] for line in mine]).value_counts()
+        mine = [ends[trial.name] for trial in trials if trial.name in ends]  # none if its stage never ran
+        states = pd.Series([line.state for line in mine]).value_counts()
         searches[search] = SearchSummary(
             trials=len(mine),
-            epochs=sum(line["epoch"] for line in mine),
-            max_epochs=trials[0].num_epochs,
-            steps_per_epoch=trials[0].steps_per_epoch,
+            epochs=sum(line.epoch for line in mine),
+            max_epochs=trials[0].settings.num_epochs,
+            steps_per_epoch=trials[0].settings.steps_per_epoch,
             states={str(state): int(n) for state, n in states.items()},
         )
     return searches

@@ -55,7 +55,7 @@ def select_models(
         if can_route:
             reason = f"the best baseline on dev; no specialist: {untrainable.get(bone, 'its trials failed')}"
         folds = find_common_folds({best_baseline.search: best_baseline})
-        dev = score(best_baseline.rate_studies(folds, bone))
+        dev = score(best_baseline.score_studies(folds, bone))
         selected[bone] = Selected(model=best_baseline.search, reason=reason, dev=dev)
     return selected
 
@@ -65,7 +65,7 @@ def _compare(config: RunConfig, baseline: Winner, specialists: Mapping[str, Winn
     metric = config.selected_metric
     specialist = _select_best(specialists, metric, bone)
     folds = find_common_folds({specialist.search: specialist, baseline.search: baseline})
-    specialist_dev, baseline_dev = (winner.rate_studies(folds, bone) for winner in (specialist, baseline))
+    specialist_dev, baseline_dev = (winner.score_studies(folds, bone) for winner in (specialist, baseline))
     measured = _measure_gain(specialist, baseline, metric, bone)
     if measured is None:
         reason = "baseline: too few dev rows for a comparison"
@@ -109,7 +109,7 @@ def _measure_gain(a: Winner, b: Winner, metric: str, bone: str | None = None) ->
     None if too few rows are common: fewer than an interval needs, or a gain that no resample changes.
     """
     folds = find_common_folds({a.search: a, b.search: b})
-    of_a, of_b = (_set_thresholds(winner.rate_studies(folds, bone)) for winner in (a, b))
+    of_a, of_b = (_set_thresholds(winner.score_studies(folds, bone)) for winner in (a, b))
     if has_few([of_a]):
         return None
     gain, error = standard_error_of_gain(of_a, of_b, metric)
@@ -130,7 +130,7 @@ def _set_thresholds(studies: Scored) -> Scored:
 def _select_best(winners: Mapping[str, Winner], metric: str, bone: str | None = None) -> Winner:
     """Return the model with the highest score by study on the folds common to all; NaN is the lowest."""
     folds = find_common_folds(winners)
-    scores = {name: score(_set_thresholds(w.rate_studies(folds, bone)))[metric] for name, w in winners.items()}
+    scores = {name: score(_set_thresholds(w.score_studies(folds, bone)))[metric] for name, w in winners.items()}
     return winners[max(scores, key=lambda name: -math.inf if math.isnan(scores[name]) else scores[name])]
 
 
@@ -173,9 +173,9 @@ def _make_selected_model(choice: Selected, winner: Winner) -> SelectedModel:
     return SelectedModel(
         target=winner.trial.target,
         recipe=winner.trial.recipe,
-        trial=winner.trial.trial,
-        lr_schedule=winner.trial.lr_schedule,
-        lr=winner.trial.lr,
+        trial=winner.trial.name,
+        lr_schedule=winner.trial.settings.lr_schedule.name,
+        lr=winner.trial.settings.lr,
         dev=choice.dev,
         threshold=winner.model.calibration.threshold,
         temperature=winner.model.calibration.temperature,
@@ -187,15 +187,15 @@ def winners_to_json(winners: Mapping[str, Winner]) -> dict[str, Any]:
     """Return selected.json's `winners`: every search's best trial."""
     return {
         search: {
-            "trial": winner.trial.trial,
-            "score": winner.standing.score,
-            "num_epochs": winner.standing.num_epochs,
-            "kept_epoch": winner.standing.kept_epoch,
-            "lr_schedule": winner.trial.lr_schedule,
-            "lr": winner.trial.lr,
-            "weight_decay": winner.trial.weight_decay,
-            "sampling": winner.trial.sampling,
-            "shipped": list(winner.shipped),
+            "trial": winner.trial.name,
+            "score": winner.score.score,
+            "num_epochs": winner.score.num_epochs,
+            "kept_epoch": winner.score.kept_epoch,
+            "lr_schedule": winner.trial.settings.lr_schedule.name,
+            "lr": winner.trial.settings.lr,
+            "weight_decay": winner.trial.settings.weight_decay,
+            "sampling": winner.trial.settings.sampling,
+            "shipped": list(winner.exported),
         }
         for search, winner in winners.items()
     }

@@ -10,7 +10,6 @@ from mura_models.data.dataset import DataSet, study_codes
 from mura_models.data.scan import count_reasons
 from mura_models.data.statistics import Exploration, explore
 from mura_models.storage import atomic_directory
-from orchestrator.report import render_data_page
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.files import write_json
@@ -18,17 +17,15 @@ from orchestrator.run.report_schema import SCHEMA, Corrections, DataCounts, Data
 
 
 def explore_data(
-    config: RunConfig, dataset: DataSet, manifest: pd.DataFrame, images: CachedArray, rundir: RunDir
+    config: RunConfig, data: DataSummary, manifest: pd.DataFrame, images: CachedArray, rundir: RunDir
 ) -> None:
-    """Write exploration.json and its images, unless they are there, and the page from them."""
+    """Write exploration.json and its images, unless they exist."""
     if not rundir.exploration.exists():
         exploration = explore(manifest, images, config.preprocessing, seed=config.seed)
         with atomic_directory(rundir.samples) as partial:
             for number, sample in enumerate(exploration.samples):
                 (partial / name_sample(number)).write_bytes(sample.png)
-        data = describe_data(dataset, manifest, pd.read_csv(rundir.quarantine))
         write_json(rundir.exploration, {"schema": SCHEMA, "data": asdict(data)} | describe_exploration(exploration))
-    render_data_page(rundir)
 
 
 def describe_exploration(exploration: Exploration) -> dict[str, Any]:

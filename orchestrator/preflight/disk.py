@@ -19,7 +19,7 @@ from orchestrator.preflight.findings import Finding, format_bytes
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.names import ROUTER
-from orchestrator.search.plan import Plan, PlannedTrial, holds_out_one_fold
+from orchestrator.search.plan import Plan, PlannedTrial, StagePlan, holds_out_one_fold
 
 NUM_CHECKPOINTS = 2
 """Kept of each trial: the last one and the one before."""
@@ -58,11 +58,11 @@ def forecast_disk(config: RunConfig, manifest: pd.DataFrame, plan: Plan, rundir:
     sizes = {trial.search: _checkpoint_bytes(config, trial, backbone, num_bones) for trial in plan.trials}
     num_exported = config.replicate_seeds if config.ensemble else 1
     # Exported models keep their checkpoints to the end, and their weights go into the bundle.
-    models = max(_stage_bytes(config, plan.of_stage(stage), sizes) for stage in plan.stages)
+    models = max(_stage_bytes(config, stage, sizes) for stage in plan.stages)
     models += (NUM_CHECKPOINTS + 1) * num_exported * sum(sizes.values()) + backbone_bytes
     num_networks = num_exported * len({trial.search for trial in plan.trials if trial.recipe == "finetune"})
     embeddings = len(manifest) * (num_networks + len(VIEWS)) * 2 * num_features if num_networks else 0
-    num_epochs = (1 + config.replicate_seeds) * sum(trial.num_epochs for trial in plan.trials)
+    num_epochs = (1 + config.replicate_seeds) * sum(trial.settings.num_epochs for trial in plan.trials)
     tables = len(manifest) * ROW_BYTES + num_epochs * EPOCH_BYTES
     total = models + embeddings + tables + REPORT_BYTES
     present = _measure_folder(rundir.root) if rundir else 0
@@ -74,7 +74,7 @@ def forecast_disk(config: RunConfig, manifest: pd.DataFrame, plan: Plan, rundir:
     ]
 
 
-def _stage_bytes(config: RunConfig, stage: Plan, sizes: dict[str, int]) -> int:
+def _stage_bytes(config: RunConfig, stage: StagePlan, sizes: dict[str, int]) -> int:
     """Return the bytes of all checkpoints of a stage's trials, replicates and audits."""
     trials = [sizes[trial.search] for trial in stage.trials]
     replicates = [config.replicate_seeds * sizes[search] for search in stage.searches]
@@ -85,7 +85,7 @@ def _stage_bytes(config: RunConfig, stage: Plan, sizes: dict[str, int]) -> int:
 def _checkpoint_bytes(config: RunConfig, trial: PlannedTrial, backbone: tuple[int, int], num_bones: int) -> int:
     num_features, backbone_bytes = backbone
     num_outputs = num_bones if trial.target == ROUTER else 1
-    settings = trial.settings(config)
+    settings = trial.settings
     widths = [num_features, *([settings.hidden_size] if settings.head == "mlp_probe" else []), num_outputs]
     num_weights = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths)) + 2 * num_features
     num_heads = 1 if holds_out_one_fold(config, trial.recipe) else config.num_folds
@@ -93,7 +93,7 @@ def _checkpoint_bytes(config: RunConfig, trial: PlannedTrial, backbone: tuple[in
     weights = 4 * num_heads * num_weights + is_network * backbone_bytes
     num_copies = 3 + (is_network and config.finetune.ema_decay > 0) + (config.kept_epoch == "best")  # 3: Adam has two
     dev_logits = 4 * trial.num_images * num_outputs
-    return num_copies * weights + dev_logits + trial.num_epochs * EPOCH_BYTES + HEADER_BYTES
+    return num_copies * weights + dev_logits + settings.num_epochs * EPOCH_BYTES + HEADER_BYTES
 
 
 def _cache_bytes(config: RunConfig, manifest: pd.DataFrame, num_features: int, rundir: RunDir | None) -> int:

@@ -1,7 +1,7 @@
-"""The checkpoint store: one actor on the driver's node, so that trials anywhere need no disk of the driver's.
+"""The checkpoint store: one actor on the driver's node, so that trials on any node need no disk of the driver's.
 
-A trial's weights travel to it through Ray and lie in the run directory, whole, before the driver hears of the epoch. It
-also tells trials where their stage's rows are: a reference that Tune is given itself is never let go again.
+A trial's weights are sent to it through Ray and are in the run directory, whole, before the driver gets the epoch. It
+also holds the reference to the stage's inputs: Tune never releases a reference that it is given itself.
 """
 
 from collections.abc import Iterator
@@ -21,18 +21,17 @@ STORE_NAME = "checkpoint-store"
 
 
 class LoadedCheckpoint(NamedTuple):
-    """What is there of a trial's checkpoints."""
+    """The newest whole checkpoint of a trial, if there is one."""
 
     content: bytes | None
-    """Of the newest that is whole."""
     note: str | None = None
-    """What a person should know, where a newer one was damaged."""
+    """For the user, if a newer one was damaged."""
 
 
 def write_checkpoint(rundir: RunDir, trial: str, content: bytes, *, patience_s: float = RETRY_TIMEOUT_S) -> None:
-    """Make this the trial's checkpoint, whole or not at all, and keep the one before beside it.
+    """Write a trial's checkpoint, whole or not at all, and keep the one before it.
 
-    Raises StorageError where the disk stays full or broken.
+    Raises StorageError if the disk stays full or broken.
     """
     path, previous = rundir.checkpoint(trial), rundir.previous_checkpoint(trial)
 
@@ -46,10 +45,9 @@ def write_checkpoint(rundir: RunDir, trial: str, content: bytes, *, patience_s: 
 
 
 def read_checkpoint(rundir: RunDir, trial: str, *, patience_s: float = RETRY_TIMEOUT_S) -> LoadedCheckpoint:
-    """Return the trial's last checkpoint, or, where that is damaged, the one before.
+    """Return the trial's last checkpoint, or the one before it if that is damaged.
 
-    Raises StorageError where the disk stays broken: what cannot be read now is not lost, and nothing may be written
-    over it.
+    Raises StorageError if the disk stays broken: what cannot be read now is not lost and must not be overwritten.
     """
     is_damaged = False
     for path in (rundir.checkpoint(trial), rundir.previous_checkpoint(trial)):
@@ -57,18 +55,18 @@ def read_checkpoint(rundir: RunDir, trial: str, *, patience_s: float = RETRY_TIM
             content = retry_read(path, timeout_s=patience_s)
         except FileNotFoundError:
             continue
-        except OSError:  # somebody's folder of that name, say
+        except OSError:  # such as a folder of that name
             content = b""
         if has_valid_checksum(content):
             return LoadedCheckpoint(
-                content, "the last checkpoint is damaged: went on from the one before" if is_damaged else None
+                content, "the last checkpoint is damaged: resumed from the one before" if is_damaged else None
             )
         is_damaged = True
-    return LoadedCheckpoint(None, "the checkpoint is damaged: begun anew" if is_damaged else None)
+    return LoadedCheckpoint(None, "the checkpoint is damaged: started from the beginning" if is_damaged else None)
 
 
 def remove_checkpoints(rundir: RunDir, trial: str) -> None:
-    """Remove what is kept of a trial."""
+    """Remove the checkpoints of a trial."""
     for path in (rundir.checkpoint(trial), rundir.previous_checkpoint(trial)):
         path.unlink(missing_ok=True)
 
@@ -81,22 +79,22 @@ class CheckpointStore:
         self._inputs: list[Any] = []
         self._patience_s = RETRY_TIMEOUT_S
 
-    def hold_inputs(self, inputs: list[Any]) -> None:
-        """Take the reference to a stage's inputs, alone in a list, else Ray would fetch them; drop the one before."""
+    def set_inputs(self, inputs: list[Any]) -> None:
+        """Keep the reference to a stage's inputs, in a list, or Ray would fetch them; release the one before."""
         self._inputs = inputs
 
-    def find_inputs(self) -> list[Any]:
-        """Return what `hold_inputs` took; empty where this process was started anew since."""
+    def get_inputs(self) -> list[Any]:
+        """Return the list of `set_inputs`; empty if this process was restarted since."""
         return self._inputs
 
     def keep(self, trial: str, content: bytes) -> None:
-        """Write a trial's checkpoint. Raises StorageError; once it has, it waits no more: the run is ending."""
-        with self._losing_patience():
+        """Write a trial's checkpoint. Raises StorageError; after that it retries no more: the run is ending."""
+        with self._fail_fast_after_error():
             write_checkpoint(self._rundir, trial, content, patience_s=self._patience_s)
 
     def load(self, trial: str, starts_from: str = "") -> LoadedCheckpoint:
         """Return the trial's checkpoint, else the one it starts from, if there is either. Raises as `keep` does."""
-        with self._losing_patience():
+        with self._fail_fast_after_error():
             kept = read_checkpoint(self._rundir, trial, patience_s=self._patience_s)
             if kept.content is None and starts_from:
                 origin = read_checkpoint(self._rundir, starts_from, patience_s=self._patience_s)
@@ -104,7 +102,7 @@ class CheckpointStore:
             return kept
 
     @contextmanager
-    def _losing_patience(self) -> Iterator[None]:
+    def _fail_fast_after_error(self) -> Iterator[None]:
         try:
             yield
         except StorageError:
@@ -114,7 +112,7 @@ class CheckpointStore:
 
 
 def start_checkpoint_store(rundir: RunDir) -> Any:
-    """Start the checkpoint store on this node, restarted by Ray should its process die; return its handle."""
+    """Start the checkpoint store on this node and return its handle; Ray restarts it if its process dies."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"name": STORE_NAME, "num_cpus": 0, "max_restarts": -1, "max_task_retries": 3}
     actor = ray.remote(CheckpointStore).options(**options, scheduling_strategy=here)

@@ -7,20 +7,20 @@ apart, as the source paper did.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Literal
 
 import pandas as pd
 
 from mura_models.data.folds import assign_folds
 from mura_models.errors import DataError, SettingError
-from mura_models.networks.heads import ProbeRecipe
-from mura_models.training.finetune_settings import FinetuneSettings
+from mura_models.inference.assembly import FROZEN
 from mura_models.training.loop import TrialSettings
-from mura_models.training.lr_schedules import TWO_STAGE, LrSchedule
-from mura_models.training.sampling_modes import Sampling
+from mura_models.training.lr_schedules import TWO_STAGE
 from orchestrator.run.config import RunConfig
-from orchestrator.run.names import BASELINE, BONE_TASK, ROUTER, SearchId, TrialId, parse_bone, specialist_target
+from orchestrator.run.names import BASELINE, BONE_TASK, ROUTER, SearchId, TrialId, specialist_target
 from orchestrator.search.search_space import TrialConfig, sample_configs
 
 MIN_IMAGES_PER_LABEL = 20
@@ -34,65 +34,105 @@ TWO_STAGE_STEPS = TWO_STAGE.boundary_steps or 0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedTrial:
-    """One row of plan.csv."""
+    """One trial: one row of plan.csv."""
 
+    id: TrialId
     stage: int
-    depends_on: str
-    search: str
-    target: str
-    recipe: str
-    trial: str
-    lr_schedule: str
-    lr: float
-    weight_decay: float
-    backbone_lr_factor: float
-    boundary: float
-    boundary_steps: int | None
-    final_factor: float
-    sampling: Sampling
-    num_epochs: int
-    steps_per_epoch: int
-    batch_size: int
-    grace_epochs: int
-    patience_epochs: int | None
-    seed: int
+    depends_on: SearchId | None
+    """The search whose winner it starts from."""
+    settings: TrialSettings
     num_images: int
-    forecast_s: float
+    """Train images of its target."""
+    estimated_s: float
+    """Duration at full length on one CPU core."""
 
     @property
-    def schedule(self) -> LrSchedule:
-        """The learning-rate schedule."""
-        return LrSchedule(
-            name=self.lr_schedule,
-            boundary=self.boundary,
-            boundary_steps=self.boundary_steps,
-            final_factor=self.final_factor,
-        )
+    def name(self) -> str:
+        """The name of the trial in every file."""
+        return str(self.id)
 
-    def settings(self, config: RunConfig) -> TrialSettings:
-        """Return all that decides this trial's epochs."""
-        return TrialSettings(
-            head=_choose_head(self.recipe),
-            lr=self.lr,
-            lr_schedule=self.schedule,
-            weight_decay=self.weight_decay,
-            num_epochs=self.num_epochs,
-            steps_per_epoch=self.steps_per_epoch,
-            batch_size=self.batch_size,
-            activation=config.activation,
-            sampling=self.sampling,
-            metric="macro_f1" if self.target == ROUTER else config.metric,
-            grace_epochs=self.grace_epochs,
-            patience_epochs=self.patience_epochs,
-            kept_epoch=config.kept_epoch,
-            finetune=self._finetune_settings(config),
-            seed=self.seed,
-        )
+    @property
+    def search(self) -> str:
+        """The name of its search."""
+        return str(self.id.search)
 
-    def _finetune_settings(self, config: RunConfig) -> FinetuneSettings | None:
-        if self.recipe != "finetune":
-            return None
-        return replace(config.finetune, backbone_lr_factor=self.backbone_lr_factor)
+    @property
+    def target(self) -> str:
+        """The target of its search."""
+        return self.id.search.target
+
+    @property
+    def recipe(self) -> str:
+        """The recipe of its search."""
+        return self.id.search.recipe
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the row of plan.csv."""
+        settings = self.settings
+        schedule = settings.lr_schedule
+        return {
+            "stage": self.stage,
+            "depends_on": str(self.depends_on or ""),
+            "search": self.search,
+            "target": self.target,
+            "recipe": self.recipe,
+            "trial": self.name,
+            "lr_schedule": schedule.name,
+            "lr": settings.lr,
+            "weight_decay": settings.weight_decay,
+            "backbone_lr_factor": settings.finetune.backbone_lr_factor if settings.finetune else 0.0,
+            "lr_boundary": schedule.boundary,
+            "lr_boundary_steps": schedule.boundary_steps,
+            "lr_final_factor": schedule.final_factor,
+            "sampling": settings.sampling,
+            "num_epochs": settings.num_epochs,
+            "steps_per_epoch": settings.steps_per_epoch,
+            "batch_size": settings.batch_size,
+            "grace_epochs": settings.grace_epochs,
+            "patience_epochs": settings.patience_epochs,
+            "seed": settings.seed,
+            "num_images": self.num_images,
+            "estimated_s": self.estimated_s,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StagePlan:
+    """The trials that can run together. A stage never mixes: all train the same kind of model on the same backbone."""
+
+    number: int
+    kind: Literal["probe", "network"]
+    """Heads on a backbone that stays frozen, or whole networks."""
+    depends_on: SearchId | None
+    """The search whose winner makes the backbone; None for the frozen one."""
+    trials: tuple[PlannedTrial, ...]
+
+    def __post_init__(self) -> None:
+        for trial in self.trials:
+            if (trial.stage, kind_of(trial.recipe), trial.depends_on) != (self.number, self.kind, self.depends_on):
+                raise ValueError(f"{trial.name} is not a trial of stage {self.number}")
+
+    @property
+    def base_backbone(self) -> str:
+        """The key of the backbone that the stage starts from."""
+        return self.depends_on.backbone_key(0) if self.depends_on else FROZEN
+
+    @property
+    def searches(self) -> dict[str, PlannedTrial]:
+        """Each search and its first trial, in the order of the trials."""
+        firsts: dict[str, PlannedTrial] = {}
+        for trial in self.trials:
+            firsts.setdefault(trial.search, trial)
+        return firsts
+
+    def without(self, searches: Collection[str]) -> "StagePlan":
+        """Return the stage without the trials of these searches."""
+        return replace(self, trials=tuple(trial for trial in self.trials if trial.search not in searches))
+
+
+def kind_of(recipe: str) -> Literal["probe", "network"]:
+    """Return what the trials of a recipe train."""
+    return "network" if recipe == "finetune" else "probe"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,22 +149,24 @@ class Plan:
         return list(dict.fromkeys(trial.search for trial in self.trials))
 
     @property
-    def stages(self) -> list[int]:
+    def stages(self) -> list[StagePlan]:
         """The stages that have trials, in their order."""
-        return sorted({trial.stage for trial in self.trials})
+        stages = []
+        for number, trials in groupby(self.trials, key=lambda trial: trial.stage):
+            members = tuple(trials)
+            first = members[0]
+            kind = kind_of(first.recipe)
+            stages.append(StagePlan(number=number, kind=kind, depends_on=first.depends_on, trials=members))
+        return stages
 
     def of_search(self, search: str) -> list[PlannedTrial]:
         """Return the trials of one search."""
         return [trial for trial in self.trials if trial.search == search]
 
-    def of_stage(self, stage: int) -> "Plan":
-        """Return the part of the plan that is one stage."""
-        return replace(self, trials=tuple(trial for trial in self.trials if trial.stage == stage))
-
     def to_table(self) -> pd.DataFrame:
         """Return plan.csv."""
-        table = pd.DataFrame([asdict(trial) for trial in self.trials])
-        return table.astype({"boundary_steps": "Int64", "patience_epochs": "Int64"})
+        table = pd.DataFrame([trial.to_row() for trial in self.trials])
+        return table.astype({"lr_boundary_steps": "Int64", "patience_epochs": "Int64"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,29 +195,29 @@ def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
     train = train.assign(fold=folds[manifest["split"] == "train"])
     _check_fold_0(config, train)
     trainable, untrainable = _split_bones(config, counts, train)
-    searches = [(specialist_target(bone), recipe) for bone in trainable for recipe in config.specialist_recipes]
-    searches += [(BASELINE, recipe) for recipe in config.system_recipes]
+    searches = [SearchId(specialist_target(bone), recipe) for bone in trainable for recipe in config.specialist_recipes]
+    searches += [SearchId(BASELINE, recipe) for recipe in config.system_recipes]
     if len(counts) > 1:
-        searches += [(ROUTER, recipe) for recipe in config.router_recipes]
+        searches += [SearchId(ROUTER, recipe) for recipe in config.router_recipes]
     images_of_bone = {str(bone): int(n) for bone, n in train["bone"].value_counts().items()}
     trials = [
         trial
-        for target, recipe in searches
-        if recipe != "intermediate_task" or len(counts) > 1  # with one bone there is no bone to name
-        for trial in _plan_search(config, target, recipe, images_of_bone)
+        for search in searches
+        if search.recipe != "intermediate_task" or len(counts) > 1  # with one bone there is no bone to name
+        for trial in _plan_search(config, search, images_of_bone)
     ]
-    trials.sort(key=lambda trial: (trial.stage, -trial.forecast_s, trial.search, trial.trial))
+    trials.sort(key=lambda trial: (trial.stage, -trial.estimated_s, trial.search, trial.name))
     return Plan(trials=tuple(trials), untrainable=untrainable)
 
 
-def choose_budget(config: RunConfig, target: str, recipe: str, images_of_bone: Mapping[str, int]) -> Budget:
+def choose_budget(config: RunConfig, search: SearchId, images_of_bone: Mapping[str, int]) -> Budget:
     """Return what a trial may spend: the same for specialists and baselines unless the config says otherwise."""
-    if recipe == "two_stage_probe":
+    if search.recipe == "two_stage_probe":
         epochs = 2 * config.num_epochs
         return _budget_in_steps(config, epochs, 2 * TWO_STAGE_STEPS)
-    if config.specialist_probe_steps and parse_bone(target) and recipe == "mlp_probe":
+    if config.specialist_probe_steps and search.bone is not None and search.recipe == "mlp_probe":
         return _budget_in_steps(config, config.num_epochs, config.specialist_probe_steps)
-    is_finetune = recipe == "finetune"
+    is_finetune = search.recipe == "finetune"
     num_epochs = config.finetune_epochs if is_finetune else config.num_epochs
     num_steps = config.finetune_steps if is_finetune else config.num_steps
     batch_size = config.finetune_batch_size if is_finetune else config.batch_size
@@ -191,48 +233,53 @@ def _budget_in_steps(config: RunConfig, num_epochs: int, num_steps: int) -> Budg
     return Budget(num_epochs=num_epochs, steps_per_epoch=steps, batch_size=config.batch_size, is_in_steps=True)
 
 
-def _plan_search(config: RunConfig, target: str, recipe: str, images_of_bone: Mapping[str, int]) -> list[PlannedTrial]:
-    search = SearchId(target, recipe)
-    bone = search.bone
-    budget = choose_budget(config, target, recipe, images_of_bone)
-    num_images = images_of_bone[bone] if bone else sum(images_of_bone.values())
-    trials = []
-    for number, point in enumerate(sample_configs(config, recipe, is_specialist=bone is not None)):
-        trials.append(
-            PlannedTrial(
-                stage=STAGES[recipe],
-                depends_on=str(BONE_TASK) if recipe == "intermediate_task" else "",
-                search=str(search),
-                target=target,
-                recipe=recipe,
-                trial=str(TrialId(search, number)),
-                lr_schedule=point.schedule.name,
-                lr=point.lr,
-                backbone_lr_factor=point.backbone_lr_factor,
-                weight_decay=point.weight_decay,
-                boundary=point.schedule.boundary,
-                boundary_steps=point.schedule.boundary_steps,
-                final_factor=point.schedule.final_factor,
-                sampling=point.sampling,
-                num_epochs=budget.num_epochs,
-                steps_per_epoch=budget.steps_per_epoch,
-                batch_size=budget.batch_size,
-                grace_epochs=count_grace_epochs(config, point, budget),
-                patience_epochs=config.patience_epochs if config.early_stopping and not budget.is_in_steps else None,
-                seed=point.seed,
-                num_images=num_images,
-                forecast_s=_forecast_trial_s(config, recipe, num_images, budget),
-            )
+def _plan_search(config: RunConfig, search: SearchId, images_of_bone: Mapping[str, int]) -> list[PlannedTrial]:
+    budget = choose_budget(config, search, images_of_bone)
+    num_images = sum(images_of_bone.values()) if search.bone is None else images_of_bone[search.bone]
+    return [
+        PlannedTrial(
+            id=TrialId(search, number),
+            stage=STAGES[search.recipe],
+            depends_on=BONE_TASK if search.recipe == "intermediate_task" else None,
+            settings=_make_settings(config, search, trial_config, budget),
+            num_images=num_images,
+            estimated_s=_estimate_trial_s(config, search.recipe, num_images, budget),
         )
-    return trials
+        for number, trial_config in enumerate(
+            sample_configs(config, search.recipe, is_specialist=search.bone is not None)
+        )
+    ]
 
 
-def count_grace_epochs(config: RunConfig, point: TrialConfig, budget: Budget) -> int:
+def _make_settings(config: RunConfig, search: SearchId, trial_config: TrialConfig, budget: Budget) -> TrialSettings:
+    finetune = None
+    if search.recipe == "finetune":
+        finetune = replace(config.finetune, backbone_lr_factor=trial_config.backbone_lr_factor)
+    return TrialSettings(
+        head="linear_probe" if search.recipe in ("linear_probe", "finetune") else "mlp_probe",
+        lr=trial_config.lr,
+        lr_schedule=trial_config.schedule,
+        weight_decay=trial_config.weight_decay,
+        num_epochs=budget.num_epochs,
+        steps_per_epoch=budget.steps_per_epoch,
+        batch_size=budget.batch_size,
+        activation=config.activation,
+        sampling=trial_config.sampling,
+        metric="macro_f1" if search.is_router else config.metric,
+        grace_epochs=count_grace_epochs(config, trial_config, budget),
+        patience_epochs=config.patience_epochs if config.early_stopping and not budget.is_in_steps else None,
+        kept_epoch=config.kept_epoch,
+        finetune=finetune,
+        seed=trial_config.seed,
+    )
+
+
+def count_grace_epochs(config: RunConfig, trial_config: TrialConfig, budget: Budget) -> int:
     """Return the epochs before anything may stop a trial: a part of all, and its warm-up, be it of rate or of head."""
     if budget.is_in_steps:
         return budget.num_epochs
-    warmup = point.schedule.warmup_steps(budget.num_epochs * budget.steps_per_epoch) / budget.steps_per_epoch
-    frozen = config.finetune.freeze_backbone_epochs if point.backbone_lr_factor else 0
+    warmup = trial_config.schedule.warmup_steps(budget.num_epochs * budget.steps_per_epoch) / budget.steps_per_epoch
+    frozen = config.finetune.freeze_backbone_epochs if trial_config.backbone_lr_factor else 0
     grace = max(config.count_grace_epochs(budget.num_epochs), math.ceil(warmup), frozen)
     return min(budget.num_epochs, grace)
 
@@ -257,10 +304,6 @@ def _check_fold_0(config: RunConfig, train: pd.DataFrame) -> None:
                 f"{side} has {(labels == 0).sum()} normal and {(labels == 1).sum()} abnormal images: fold 0 (dev) "
                 f"alone judges {', '.join(judged)}, and both sides need both labels; give other dev rows or folds"
             )
-
-
-def _choose_head(recipe: str) -> ProbeRecipe:
-    return "linear_probe" if recipe in ("linear_probe", "finetune") else "mlp_probe"
 
 
 def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
@@ -290,15 +333,15 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -
     return [bone for bone in wanted if bone not in untrainable], untrainable
 
 
-def _forecast_trial_s(config: RunConfig, recipe: str, num_images: int, budget: Budget) -> float:
-    """Forecast a full-length trial on one CPU core; rates measured with EfficientNet-Lite0 (decisions.md)."""
+def _estimate_trial_s(config: RunConfig, recipe: str, num_images: int, budget: Budget) -> float:
+    """Estimate a full-length trial on one CPU core; rates measured with EfficientNet-Lite0 (decisions.md)."""
     num_steps = budget.num_epochs * budget.steps_per_epoch
     if recipe == "finetune":
         image_s = (config.preprocessing.image_size_px / 160) ** 2 / 18
-        judge_s = image_s / 3 * num_images / config.num_folds
-        return round(num_steps * budget.batch_size * image_s + budget.num_epochs * judge_s, 2)
+        evaluate_s = image_s / 3 * num_images / config.num_folds
+        return round(num_steps * budget.batch_size * image_s + budget.num_epochs * evaluate_s, 2)
     num_heads = 1 if holds_out_one_fold(config, recipe) else config.num_folds
     is_linear = recipe == "linear_probe"
     step_s = (0.4e-3 if is_linear else 4e-3) * num_heads * budget.batch_size / 64
-    judge_s = (1e-6 if is_linear else 2e-5) * num_images
-    return round(num_steps * step_s + budget.num_epochs * judge_s, 2)
+    evaluate_s = (1e-6 if is_linear else 2e-5) * num_images
+    return round(num_steps * step_s + budget.num_epochs * evaluate_s, 2)

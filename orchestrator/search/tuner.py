@@ -1,144 +1,93 @@
-"""Run the trials of a stage: one Tuner over all of its searches, one queue: no GPU idles while one bone ends."""
+"""Run the trials of a stage: one Tuner and one queue over all of its searches, so that no GPU idles."""
 
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import ray
 from ray import tune
 
-from mura_models.errors import RunError, StorageError
-from orchestrator.cluster.resources import TrialResources
+from mura_models.errors import RunError
 from orchestrator.run.config import RunConfig
-from orchestrator.run.directory import RunDir
-from orchestrator.run.journal import Journal, Line
-from orchestrator.search.plan import Plan, PlannedTrial
+from orchestrator.search.context import Purpose, StageContext
+from orchestrator.search.plan import PlannedTrial
 from orchestrator.search.scheduler import MAX_WORKER_FAILURES, BracketSettings, PerSearchAsha, list_rungs
 from orchestrator.search.trial import FinetuneTrial, Job, ProbeTrial, TrialInputs
-from orchestrator.search.watchdog import Watch
-
-STORE_TIMEOUT_S = 120.0
-"""How long the checkpoint store may take to answer, its process started anew by Ray if need be (chosen by us)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageContext:
-    """What the trainings of one stage share: the search itself, its audit and its replicates."""
-
-    config: RunConfig
-    plan: Plan
-    """The trials of this stage."""
-    rundir: RunDir
-    store: Any
-    """The actor that keeps checkpoints, and holds the reference to the stage's inputs."""
-    inputs: Any
-    """That reference."""
-    share: TrialResources
-    on_line: Callable[[str, Line], None]
-    """Told every line of a journal, and what it belongs to: search, audit or replicate."""
-    say: Callable[[str], None]
-    """Writes one line for the user."""
-
-    def hold_inputs(self) -> None:
-        """Pass the stage's inputs to the checkpoint store: at the start, and when its process was restarted."""
-        ray.get(self.store.hold_inputs.remote([self.inputs]), timeout=STORE_TIMEOUT_S)
+from orchestrator.search.watchdog import Watchdog
 
 
 def run_search(stage: StageContext) -> None:
-    """Run every trial that the journal does not show as ended. Raises RunError where trials remain."""
-    run_jobs(stage, [make_job(stage.config, trial) for trial in stage.plan.trials], what="search")
+    """Run every trial that the journal does not show as ended. Raises RunError if trials remain."""
+    run_jobs(stage, [make_job(stage.config, trial) for trial in stage.plan.trials], purpose="search")
 
 
 def make_job(config: RunConfig, trial: PlannedTrial) -> Job:
-    """Return a planned trial as a job, its checkpoint kept wherever the bracket may stop it."""
-    rule = make_rule(config, trial)
-    rungs = list_rungs(grace_epochs=rule.grace_epochs, num_epochs=rule.num_epochs)
-    return Job(
-        search=trial.search,
-        trial=trial.trial,
-        settings=trial.settings(config),
-        keep_epochs=rungs | {trial.grace_epochs},
-    )
+    """Return a planned trial as a job whose checkpoint is written wherever the bracket may stop it."""
+    bracket = make_bracket_settings(config, trial)
+    rungs = list_rungs(grace_epochs=bracket.grace_epochs, num_epochs=bracket.num_epochs)
+    return Job(id=trial.id, settings=trial.settings, keep_epochs=rungs | {trial.settings.grace_epochs})
 
 
-def make_rules(config: RunConfig, plan: Plan) -> dict[str, BracketSettings]:
-    """Return each search its bracket, which all of its trials stand on alike."""
-    firsts = {trial.search: trial for trial in reversed(plan.trials)}
-    return {search: make_rule(config, trial) for search, trial in firsts.items()}
-
-
-def make_rule(config: RunConfig, trial: PlannedTrial) -> BracketSettings:
-    """Return the bracket of a trial's search: the horizon is the search's maximum."""
+def make_bracket_settings(config: RunConfig, trial: PlannedTrial) -> BracketSettings:
+    """Return the bracket of a trial's search, the same for all of its trials."""
+    settings = trial.settings
     return BracketSettings(
-        metric=f"dev_{trial.settings(config).metric}",
-        grace_epochs=config.count_grace_epochs(trial.num_epochs),
-        num_epochs=trial.num_epochs,
+        metric=settings.dev_metric,
+        grace_epochs=config.count_grace_epochs(settings.num_epochs),
+        num_epochs=settings.num_epochs,
     )
 
 
-def run_jobs(stage: StageContext, jobs: Sequence[Job], *, what: str) -> Journal:
-    """Train whatever of these the journal of `what` does not show as ended; only a search stops trials early.
+def run_jobs(stage: StageContext, jobs: Sequence[Job], *, purpose: Purpose) -> None:
+    """Train those of these that the journal of `purpose` does not show as ended; only a search stops trials early.
 
-    A trial that Tune gave up before its failures are up goes into another Tuner. Raises StorageError where a journal or
-    a checkpoint cannot be written.
+    A trial that Tune gave up before its restarts are used up goes into another Tuner. Raises StorageError if a journal
+    or a checkpoint cannot be written, RunError if trials remain.
     """
-    paths = {
-        "search": stage.rundir.journal,
-        "audit": stage.rundir.audit_journal,
-        "replicate": stage.rundir.replicate_journal,
-    }
-    journal = Journal(paths[what])
+    journal = stage.journals[purpose]
     scheduler = PerSearchAsha(
-        rules=make_rules(stage.config, stage.plan),
-        grace_epochs={trial.trial: trial.grace_epochs for trial in stage.plan.trials},
-        is_stopping=stage.config.early_stopping and what == "search",
+        rules={search: make_bracket_settings(stage.config, trial) for search, trial in stage.plan.searches.items()},
+        grace_epochs={trial.name: trial.settings.grace_epochs for trial in stage.plan.trials},
+        is_stopping=stage.config.early_stopping and purpose == "search",
         journal=journal,
-        on_line=lambda line: stage.on_line(what, line),
-        on_failure=stage.hold_inputs,
+        on_line=lambda line: stage.on_line(purpose, line),
+        on_failure=stage.set_inputs,
     )
-    left = _list_open(jobs, journal)
+    left = [job for job in jobs if not journal.has_ended(job.name)]
     for _ in range(1 + MAX_WORKER_FAILURES):
         if left:
             _fit(stage, left, scheduler)
-            left = _list_open(jobs, journal)
+            left = [job for job in jobs if not journal.has_ended(job.name)]
         if scheduler.halted:
-            raise StorageError(scheduler.halted)
+            raise scheduler.halted
     if left:
         raise RunError(f"stopped with {len(left)} of {len(jobs)} trials to go: the same command continues")
-    return journal
-
-
-def _list_open(jobs: Sequence[Job], journal: Journal) -> list[Job]:
-    ended = journal.final_states()
-    return [job for job in jobs if job.trial not in ended]
 
 
 def _fit(stage: StageContext, jobs: Sequence[Job], scheduler: PerSearchAsha) -> None:
-    inputs = TrialInputs(jobs={job.trial: job for job in jobs}, store=stage.store)
-    trains_networks = any(job.settings.finetune for job in jobs)
-    names = [{"search": job.search, "trial": job.trial} for job in jobs]
-    share = stage.share
+    inputs = TrialInputs(jobs={job.name: job for job in jobs}, store=stage.store)
+    trains_networks = stage.plan.kind == "network"
+    names = [{"search": job.search, "trial": job.name} for job in jobs]
+    resources = stage.resources
     _silence_tune()
     with tempfile.TemporaryDirectory(prefix="mura-tune-") as scratch:
         tuner = tune.Tuner(
             _with_inputs(FinetuneTrial if trains_networks else ProbeTrial, inputs),
             param_space={
                 "trial": tune.grid_search(names),  # in the plan's order
-                "num_cpus": share.num_cpus,
-                "num_gpus": share.num_gpus,
+                "num_cpus": resources.num_cpus,
+                "num_gpus": resources.num_gpus,
             },
             tune_config=tune.TuneConfig(
                 scheduler=scheduler,
                 reuse_actors=not trains_networks,  # a fresh process gives back all of a GPU's memory
-                max_concurrent_trials=share.max_concurrent,
+                max_concurrent_trials=resources.max_concurrent,
             ),
             run_config=tune.RunConfig(
                 storage_path=scratch,  # Ray keeps no state that matters: the journal and the checkpoint store do
                 verbose=0,
-                stop=Watch(scheduler, stage.rundir, share, stage.say),
+                stop=Watchdog(scheduler, stage.rundir, resources, stage.log),
                 failure_config=tune.FailureConfig(max_failures=MAX_WORKER_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),

@@ -1,4 +1,4 @@
-"""What is looked after while a Tuner runs: room on the disk, a node for the next trial, an end where none can be."""
+"""Checks while a Tuner runs: room on the disk, a node for the next trial, and whether the run must end."""
 
 import shutil
 import time
@@ -12,23 +12,23 @@ from orchestrator.cluster.resources import TrialResources, fits_a_node, list_nod
 from orchestrator.run.directory import RunDir
 from orchestrator.search.scheduler import PerSearchAsha
 
-LOOK_EVERY_S = 10.0
+CHECK_EVERY_S = 10.0
 LOW_DISK_BYTES = 500 * 2**20
-"""With less left, the user is told (chosen by us: some checkpoints of a large network)."""
+"""With less left, the user is warned (chosen by us: some checkpoints of a large network)."""
 
 
-class Watch(Stopper):  # type: ignore[misc]
-    """Asked by Tune after every event whether to end everything; looks about now and then, and says what it sees."""
+class Watchdog(Stopper):  # type: ignore[misc]
+    """Answers Tune, after every event, whether to end everything; now and then checks disk and nodes, and warns."""
 
     def __init__(
-        self, scheduler: PerSearchAsha, rundir: RunDir, share: TrialResources, say: Callable[[str], None]
+        self, scheduler: PerSearchAsha, rundir: RunDir, resources: TrialResources, log: Callable[[str], None]
     ) -> None:
         self._scheduler = scheduler
         self._rundir = rundir
-        self._share = share
-        self._say = say
-        self._looked_at = time.monotonic()
-        self._told: set[str] = set()
+        self._resources = resources
+        self._log = log
+        self._checked_at = time.monotonic()
+        self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave Ray nothing to save."""
@@ -41,28 +41,28 @@ class Watch(Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         """Return whether the Tuner is to end now, its trials as they are."""
         now = time.monotonic()
-        if now - self._looked_at >= LOOK_EVERY_S:
-            self._looked_at = now
-            self._look()
+        if now - self._checked_at >= CHECK_EVERY_S:
+            self._checked_at = now
+            self._check()
         return self._scheduler.halted is not None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         free = None
-        with suppress(OSError):  # a file server that is away for a moment: writes wait for it, this does not
+        with suppress(OSError):  # a file server that is down for a moment: writes wait for it, this does not
             free = shutil.disk_usage(self._rundir.root).free
         if free is not None:
             text = f"the disk of the run directory is nearly full: {free / 2**20:.0f} MB left"
-            self._tell_once("disk", free < LOW_DISK_BYTES, text)
-        self._tell_once(
+            self._warn_once("disk", free < LOW_DISK_BYTES, text)
+        self._warn_once(
             "nodes",
-            not fits_a_node(self._share, list_node_resources()),
+            not fits_a_node(self._resources, list_node_resources()),
             "no node is left that a trial fits on: waiting for one (Ctrl-C stops, the same command continues)",
         )
 
-    def _tell_once(self, what: str, is_so: bool, text: str) -> None:
-        """Say it when it begins, and again only after it was over."""
-        if is_so and what not in self._told:
-            self._say(text)
-            self._told.add(what)
+    def _warn_once(self, what: str, is_so: bool, text: str) -> None:
+        """Warn when the condition begins, and again only after it was over."""
+        if is_so and what not in self._warned:
+            self._log(text)
+            self._warned.add(what)
         elif not is_so:
-            self._told.discard(what)
+            self._warned.discard(what)

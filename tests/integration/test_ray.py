@@ -30,11 +30,13 @@ from orchestrator.preflight.nodes import ask_nodes
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.execution import ExecutionOptions
+from orchestrator.run.journal import JournalLine
 from orchestrator.search.checkpoint_store import CheckpointStore, LoadedCheckpoint, start_checkpoint_store
-from orchestrator.search.plan import Plan, make_plan
-from orchestrator.search.retrain import read_shipped
+from orchestrator.search.context import StageContext, open_journals
+from orchestrator.search.plan import StagePlan, make_plan
+from orchestrator.search.retrain import read_exported
 from orchestrator.search.trial import StageInputs
-from orchestrator.search.tuner import StageContext, make_job, run_search
+from orchestrator.search.tuner import make_job, run_search
 
 NUM_GPUS = 4
 LATCH_S = 120
@@ -98,13 +100,14 @@ def test_four_trials_at_once_have_a_gpu_each(num_cpus: int, tmp_path: Path) -> N
 def test_a_trial_whose_worker_dies_resumes(tmp_path: Path) -> None:
     config, plan = plan_one_trial_per_search(num_epochs=30)
     plan = replace(plan, trials=plan.trials[:1])
-    search = plan.searches[0]
+    search = next(iter(plan.searches))
     data = {search: make_probe_data(search.split("/")[0].split(":")[-1])}
     killed = []
 
-    def kill_once(line: dict[str, Any]) -> None:
-        if line["epoch"] == 15 and not killed:
-            killed.append(line["worker"]["pid"])
+    def kill_once(line: JournalLine) -> None:
+        if line.epoch == 15 and not killed:
+            assert line.worker is not None
+            killed.append(line.worker["pid"])
             os.kill(killed[0], signal.SIGKILL)
 
     with local_ray(num_cpus=2):
@@ -137,7 +140,7 @@ def test_a_damaged_checkpoint_is_detected_and_the_previous_one_is_used(tmp_path:
     trial = plan.trials[0]
     data = {trial.search: make_probe_data(trial.target.split(":")[-1])}
     rundir = RunDir(tmp_path)
-    last, previous = rundir.checkpoint(trial.trial), rundir.previous_checkpoint(trial.trial)
+    last, previous = rundir.checkpoint(trial.name), rundir.previous_checkpoint(trial.name)
     with local_ray(num_cpus=2):
         stage = make_stage(config, plan, data, tmp_path, on_line=lambda line: None)
         run_search(stage)
@@ -145,16 +148,17 @@ def test_a_damaged_checkpoint_is_detected_and_the_previous_one_is_used(tmp_path:
 
         rundir.journal.write_bytes(b"".join(lines[:7]))
         damage(last)
+        stage = replace(stage, journals=open_journals(rundir))
         run_search(stage)
         assert_same_checkpoint(last.read_bytes(), whole)
         continued = read_journal(tmp_path)
         assert [line["metrics"] for line in continued] == [json.loads(line)["metrics"] for line in lines]
-        assert "the last checkpoint is damaged: went on from the one before" in [line["note"] for line in continued]
+        assert "the last checkpoint is damaged: resumed from the one before" in [line["note"] for line in continued]
 
         for paths in ([last], [last, previous]):
             for path in paths:
                 damage(path)
-            read_shipped(stage, make_job(config, trial), num_epochs=10)
+            read_exported(stage, make_job(config, trial), num_epochs=10)
             assert_same_checkpoint(last.read_bytes(), whole)
 
 
@@ -163,7 +167,7 @@ def test_a_checkpoint_store_that_dies_receives_the_rows_of_the_stage_again(tmp_p
     data = {search: make_probe_data(search.split("/")[0].split(":")[-1]) for search in plan.searches}
     killed = []
 
-    def kill_once(line: dict[str, Any]) -> None:
+    def kill_once(line: JournalLine) -> None:
         if not killed:
             killed.append(True)
             ray.kill(stage.store, no_restart=False)
@@ -186,7 +190,7 @@ def test_an_unreadable_checkpoint_ends_the_search_in_one_line_and_loses_nothing(
     with local_ray(num_cpus=2):
         stage = make_stage(config, plan, data, tmp_path, on_line=lambda line: None)
         broken = replace(stage, store=ray.remote(StoreWithoutDisk).options(num_cpus=0).remote(str(tmp_path)))
-        broken.hold_inputs()
+        broken.set_inputs()
         with pytest.raises(StorageError, match=r"^the checkpoint: cannot be read"):
             run_search(broken)
         assert not (tmp_path / "journal.jsonl").exists()
@@ -230,7 +234,7 @@ def test_the_rows_of_a_stage_are_freed_when_it_is_over(tmp_path: Path) -> None:
         assert measure_store() > 2**24
         store = stage.store
         del stage
-        ray.get(store.hold_inputs.remote([]))
+        ray.get(store.set_inputs.remote([]))
         wait_until(lambda: measure_store() < 2**23, "Ray to free the rows")
     assert [line["state"] for line in read_journal(tmp_path)] == ["COMPLETE"] * NUM_GPUS
 
@@ -245,30 +249,32 @@ def measure_store() -> int:
 
 
 def make_stage(
-    config: RunConfig, plan: Plan, data: Mapping[str, Any], root: Path, *, on_line: Callable[[dict[str, Any]], None]
+    config: RunConfig, plan: StagePlan, data: Mapping[str, Any], root: Path, *, on_line: Callable[[JournalLine], None]
 ) -> StageContext:
     rundir = RunDir(root)
     stage = StageContext(
         config=config,
         plan=plan,
         rundir=rundir,
+        journals=open_journals(rundir),
         store=start_checkpoint_store(rundir),
         inputs=ray.put(StageInputs(data=data)),
-        share=choose_trial_resources(ExecutionOptions()),
+        resources=choose_trial_resources(ExecutionOptions()),
         on_line=lambda what, line: on_line(line),
-        say=lambda text: None,
+        log=lambda text: None,
     )
-    stage.hold_inputs()
+    stage.set_inputs()
     return stage
 
 
-def plan_one_trial_per_search(num_epochs: int) -> tuple[RunConfig, Plan]:
+def plan_one_trial_per_search(num_epochs: int) -> tuple[RunConfig, StagePlan]:
     """Plan four searches with one trial each: two specialists, the baseline and the router."""
     recipes = ("linear_probe",)
     config = RunConfig(num_trials=1, num_epochs=num_epochs, num_folds=NUM_FOLDS, recipes=recipes, early_stopping=False)
     plan = make_plan(config, make_manifest())
     assert len(plan.searches) == len(plan.trials) == NUM_GPUS
-    return config, plan
+    (stage,) = plan.stages
+    return config, stage
 
 
 HEAD = """

@@ -18,7 +18,7 @@ from PIL import Image
 from mura_models.errors import ConfigError, StorageError
 from mura_models.storage import UNFINISHED, atomic_directory, atomic_write, hold_lock, remove_unfinished, retry_write
 from orchestrator.run.files import read_json
-from orchestrator.run.journal import Journal
+from orchestrator.run.journal import JournalWriter, read_journal
 
 
 class FailingDisk:
@@ -164,8 +164,8 @@ def test_what_is_still_being_written_is_not_removed(tmp_path):
 
 def test_a_line_that_was_half_written_is_written_again(tmp_path, monkeypatch):
     """The disk takes five bytes and is full; once there is space, the line is there once, after the one before."""
-    journal = Journal(tmp_path / "journal.jsonl")
-    journal.append(trial="a", epoch=1, state="RUNNING")
+    journal = JournalWriter(tmp_path / "journal.jsonl")
+    journal.append(search="s", trial="a", epoch=1, metrics={}, state="RUNNING")
     write, calls = os.write, count()
 
     def fill(handle, content):
@@ -177,23 +177,23 @@ def test_a_line_that_was_half_written_is_written_again(tmp_path, monkeypatch):
         return write(handle, content)
 
     monkeypatch.setattr("os.write", fill)
-    journal.append(trial="a", epoch=2, state="RUNNING")
+    journal.append(search="s", trial="a", epoch=2, metrics={}, state="RUNNING")
     monkeypatch.undo()
-    assert [line["epoch"] for line in Journal(journal.path).lines] == [1, 2]
+    assert [line.epoch for line in read_journal(journal.path)] == [1, 2]
     assert journal.path.read_bytes().count(b"\n") == 2
 
 
 def test_a_journal_that_cannot_be_written_is_as_it_was(tmp_path, monkeypatch):
-    journal = Journal(tmp_path / "journal.jsonl")
-    journal.append(trial="a", epoch=1, state="RUNNING")
+    journal = JournalWriter(tmp_path / "journal.jsonl")
+    journal.append(search="s", trial="a", epoch=1, metrics={}, state="RUNNING")
     monkeypatch.setattr("os.fsync", lambda handle: FailingDisk(1)())
     monkeypatch.setattr("mura_models.storage.RETRY_TIMEOUT_S", 0.0)
     with pytest.raises(StorageError):
         retry_write(lambda: journal._write(b"{}\n"), journal.path, timeout_s=0)
     monkeypatch.undo()
-    assert [line["epoch"] for line in journal.lines] == [1]
-    journal.append(trial="a", epoch=2, state="COMPLETE")
-    assert [line["epoch"] for line in Journal(journal.path).lines] == [1, 2]
+    assert [line.epoch for line in journal.lines] == [1]
+    journal.append(search="s", trial="a", epoch=2, metrics={}, state="COMPLETE")
+    assert [line.epoch for line in read_journal(journal.path)] == [1, 2]
 
 
 @pytest.mark.parametrize("content", ["", "{", "\0\0\0", '{"a": 1}{'])
@@ -205,10 +205,10 @@ def test_a_damaged_file_of_the_run_is_named_in_one_line(tmp_path, content):
 
 def test_a_damaged_line_of_the_journal_is_named_by_its_number(tmp_path):
     path = tmp_path / "journal.jsonl"
-    journal = Journal(path)
+    journal = JournalWriter(path)
     for epoch in (1, 2, 3):
-        journal.append(trial="a", epoch=epoch, state="RUNNING")
+        journal.append(search="s", trial="a", epoch=epoch, metrics={}, state="RUNNING")
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + lines[1].replace(b'"epoch": 2', b'"epo\0h": 2"') + lines[2])
     with pytest.raises(ConfigError, match="line 2 is damaged"):
-        Journal(path)
+        read_journal(path)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -143,7 +142,7 @@ class Clinic:
         ]
         _, _, failures = decode_batch(named, contents, Preprocessing(image_size_px=32))
         rundir = RunDir(self.folder.parent / "run")
-        kept = finish_manifest(RunConfig(num_folds=2), dataset, SimpleNamespace(failures=failures), rundir)
+        kept, _ = finish_manifest(RunConfig(num_folds=2), dataset, failures, rundir)
         return kept, pd.read_csv(rundir.quarantine, keep_default_na=False)
 
 

@@ -122,9 +122,9 @@ import os
 import signal
 import sys
 from orchestrator.cli import run_command
-from orchestrator.run.directory import Journal
+from orchestrator.run.journal import JournalWriter
 
-append = Journal.append
+append = JournalWriter.append
 
 def append_and_die(journal, **entry):
     line = append(journal, **entry)
@@ -132,7 +132,7 @@ def append_and_die(journal, **entry):
         os.kill(os.getpid(), signal.SIGKILL)
     return line
 
-Journal.append = append_and_die
+JournalWriter.append = append_and_die
 sys.exit(run_command(sys.argv[1:]))
 """
 

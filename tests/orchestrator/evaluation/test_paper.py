@@ -99,7 +99,7 @@ def test_a_system_that_did_not_answer_keeps_its_row_with_a_reason():
     predictions = make_predictions(systems=["baseline_mlp_probe", "selected_routed", "baseline_finetune"])
     failed = {
         "baseline/linear_probe": "baseline/linear_probe: every trial failed",
-        "baseline/intermediate_task": "baseline/intermediate_task: stands on router/finetune, which failed",
+        "baseline/intermediate_task": "baseline/intermediate_task: needs router/finetune, which failed",
         "specialist:humerus/mlp_probe": "specialist:humerus/mlp_probe: every trial failed",
     }
     rows = compare(predictions, failed=failed)

@@ -29,10 +29,11 @@ from orchestrator.evaluation.selection import (
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.files import read_json
+from orchestrator.run.journal import JournalLine
+from orchestrator.search.context import TrainData, gather_data
 from orchestrator.search.plan import make_plan
-from orchestrator.search.search_data import gather_data
 from orchestrator.search.stages import SearchResults
-from orchestrator.search.winners import DevRows, TrialScore, Winner, pick_winner, rank_trials
+from orchestrator.search.winners import DevRows, TrialScore, Winner, rank_trials, select_best_trial
 from orchestrator.search.winners import make_winner as make_trial_winner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,15 +49,9 @@ TOO_FEW = "baseline: too few dev rows for a comparison"
 
 def gather():
     """Return the rows of every search."""
-    train = MANIFEST[MANIFEST["split"] == "train"].reset_index(drop=True)
-    work = SimpleNamespace(
-        config=CONFIG,
-        train=train,
-        bones=list(BONES),
-        embed=lambda backbone, rows, all_views: make_features(rows),
-        ingested=SimpleNamespace(images=None),
-    )
-    return gather_data(work, PLAN, FROZEN)
+    embeddings = SimpleNamespace(embed=lambda backbone, rows, all_views: make_features(rows))
+    (stage,) = PLAN.stages
+    return gather_data(CONFIG, stage, TrainData.of(MANIFEST), embeddings)
 
 
 DATA = gather()
@@ -65,7 +60,10 @@ DATA = gather()
 def write_line(trial, score, *, epoch=5, state="COMPLETE", search=S):
     """Return a journal's last line of a trial."""
     metrics = {"dev_auroc": score, "dev_loss": 0.5}
-    return {"search": search, "trial": f"{search}/{trial}", "epoch": epoch, "metrics": metrics, "state": state}
+    decision = "continue" if state == "RUNNING" else "stop"
+    return JournalLine(
+        seq=1, search=search, trial=f"{search}/{trial}", epoch=epoch, metrics=metrics, decision=decision, state=state
+    )
 
 
 def make_winner(search, *, skill, folds=(0, 1, 2)):
@@ -76,8 +74,8 @@ def make_winner(search, *, skill, folds=(0, 1, 2)):
     dev = DevRows.of(data, logits[data.dev_entries])
     dev = dev.subset(np.isin(dev.folds, folds))
     model = make_model(trial.target, trial.recipe, temperature=1.0, threshold=0.5)
-    standing = TrialScore(trial=trial.trial, score=0.8, kept_epoch=2, num_epochs=2)
-    return Winner(trial=trial, standing=standing, shipped=(trial.trial,), networks=model.networks, dev=dev, model=model)
+    standing = TrialScore(trial=trial.name, score=0.8, kept_epoch=2, num_epochs=2)
+    return Winner(trial=trial, score=standing, exported=(trial.name,), networks=model.networks, dev=dev, model=model)
 
 
 def make_router(*, skill, recipe="linear_probe", folds=(0, 1, 2)):
@@ -90,7 +88,7 @@ def make_router(*, skill, recipe="linear_probe", folds=(0, 1, 2)):
     trial = SimpleNamespace(search=f"router/{recipe}", target="router", recipe=recipe, stage=1 + (recipe == "finetune"))
     standing = TrialScore(trial="", score=0.8, kept_epoch=2, num_epochs=2)
     networks = make_model("router").networks
-    return Winner(trial=trial, standing=standing, shipped=(), networks=networks, dev=dev, model=None)
+    return Winner(trial=trial, score=standing, exported=(), networks=networks, dev=dev, model=None)
 
 
 def select(*winners, bones=BONES):
@@ -114,43 +112,44 @@ def select(*winners, bones=BONES):
     ],
 )
 def test_the_winner_is_the_trial_with_the_best_last_epoch(lines, best):
-    assert pick_winner(lines, S, "dev_auroc").trial == f"{S}/{best}"
+    assert select_best_trial(lines, S, "dev_auroc").trial == f"{S}/{best}"
 
 
 def test_if_the_best_epoch_is_kept_it_is_the_one_that_counts():
-    lines = [write_line("000", value, epoch=epoch) for epoch, value in ((1, 0.7), (2, 0.9), (3, 0.9), (4, 0.6))]
-    for line in lines[:3]:
-        line["state"] = "RUNNING"
+    lines = [
+        write_line("000", value, epoch=epoch, state="COMPLETE" if epoch == 4 else "RUNNING")
+        for epoch, value in ((1, 0.7), (2, 0.9), (3, 0.9), (4, 0.6))
+    ]
     lines += [write_line("001", 0.8)]
     ranked = rank_trials(lines, S, "dev_auroc", kept_epoch="best")
     assert [(one.trial, one.score, one.kept_epoch) for one in ranked] == [(f"{S}/000", 0.9, 2), (f"{S}/001", 0.8, 5)]
-    assert pick_winner(lines, S, "dev_auroc").trial == f"{S}/001"
+    assert select_best_trial(lines, S, "dev_auroc").trial == f"{S}/001"
 
 
 @pytest.mark.parametrize("lines", [[], [write_line("000", 0.7, state="FAILED")]])
 def test_a_search_whose_trials_all_failed_has_no_winner(lines):
     with pytest.raises(RunError, match=f"{S}: every trial failed"):
-        pick_winner(lines, S, "dev_auroc")
+        select_best_trial(lines, S, "dev_auroc")
 
 
 @pytest.mark.parametrize("state", ["COMPLETE", "PRUNED"])
 def test_a_search_whose_metric_does_not_exist_is_reported(state):
     lines = [write_line("000", None, state=state), write_line("001", None, state="FAILED")]
     with pytest.raises(RunError, match=f"{S}: dev_auroc does not exist on its dev rows"):
-        pick_winner(lines, S, "dev_auroc")
+        select_best_trial(lines, S, "dev_auroc")
     with pytest.raises(RunError, match="other/mlp_probe: every trial failed"):
-        pick_winner(lines, "other/mlp_probe", "dev_auroc")
+        select_best_trial(lines, "other/mlp_probe", "dev_auroc")
 
 
 def test_a_winner_is_calibrated_on_its_own_dev_rows():
     for search in (LINEAR, MLP, "specialist:elbow/mlp_probe"):
         data, trial = DATA[search], PLAN.of_search(search)[0]
-        training = ProbeTraining(data, trial.settings(CONFIG))
+        training = ProbeTraining(data, trial.settings)
         *_, last = training.epochs()
-        standing = TrialScore(trial=trial.trial, score=last.metrics["dev_auroc"], kept_epoch=2, num_epochs=2)
+        standing = TrialScore(trial=trial.name, score=last.metrics["dev_auroc"], kept_epoch=2, num_epochs=2)
         networks = [Network(backbone=FROZEN, heads=training.heads)]
         winner = make_trial_winner(
-            trial, standing, data, shipped=[trial.trial], networks=networks, dev_logits=training.dev_logits
+            trial, standing, data, exported=[trial.name], networks=networks, dev_logits=training.dev_logits
         )
         calibration = calibrate(training.dev_logits[:, 0], data.labels, data.studies)
         assert winner.model.calibration == calibration
@@ -158,7 +157,7 @@ def test_a_winner_is_calibrated_on_its_own_dev_rows():
         rows["p"] = expit(training.dev_logits[:, 0].astype(np.float64) / calibration.temperature)
         studies = rows.groupby("study").mean()
         expected = roc_auc_score(studies["label"], studies["p"])
-        assert score(winner.rate_studies([0, 1, 2]))["auroc"] == pytest.approx(expected)
+        assert score(winner.score_studies([0, 1, 2]))["auroc"] == pytest.approx(expected)
 
 
 def test_a_specialist_that_is_clearly_better_is_selected_for_its_bone_alone():
@@ -255,7 +254,9 @@ def test_a_specialist_does_not_win_by_a_threshold_set_on_the_rows_compared(metri
     )
     assert selected["hand"].model == MLP
     assert "best baseline +0.0000, standard error 0.0000" in selected["hand"].reason
-    assert selected["hand"].dev == score(baseline.rate_studies([0, 1, 2], "hand"))  # reported at the exported threshold
+    assert selected["hand"].dev == score(
+        baseline.score_studies([0, 1, 2], "hand")
+    )  # reported at the exported threshold
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "kappa"])
@@ -290,7 +291,7 @@ def test_a_baseline_evaluated_on_fewer_rows_must_be_better_by_more_than_a_standa
         make_winner(MLP, skill=6, folds=(0,)),
     )
     folds = [0]
-    assert score(a_little.rate_studies(folds))["auroc"] >= score(everywhere.rate_studies(folds))["auroc"]
+    assert score(a_little.score_studies(folds))["auroc"] >= score(everywhere.score_studies(folds))["auroc"]
     assert select_best_baseline(CONFIG, {LINEAR: everywhere, MLP: a_little}) is everywhere
     assert select_best_baseline(CONFIG, {LINEAR: everywhere, MLP: clearly}) is clearly
 
@@ -357,7 +358,11 @@ def test_the_selection_is_written_to_json(tmp_path):
     write_selected(RunDir(tmp_path), list_selected_models(selected, winners), results)
     written = read_json(tmp_path / "selected.json")
     hand = written["selected"]["hand"]
-    assert (hand["target"], hand["recipe"], hand["lr"]) == ("specialist:hand", "mlp_probe", winners[HAND].trial.lr)
+    assert (hand["target"], hand["recipe"], hand["lr"]) == (
+        "specialist:hand",
+        "mlp_probe",
+        winners[HAND].trial.settings.lr,
+    )
     assert {"trial", "lr_schedule", "dev", "threshold", "temperature", "reason"} <= set(hand)
     assert written["failed"] == {LINEAR: "every trial failed"}
     assert set(written["winners"]) == {MLP, HAND}

@@ -26,9 +26,11 @@ def finish(manifest, failed, folder):
     dataset = DataSet(
         name="x", kind="csv", is_phantom=False, manifest=manifest.assign(fold=-1), quarantine=nothing, notes=()
     )
-    ingested = SimpleNamespace(failures=dict.fromkeys(manifest.loc[failed, "digest"], "truncated"))
-    finished = finish_manifest(RunConfig(num_folds=2), dataset, ingested, RunDir(folder))
-    return finished, pd.read_csv(folder / "quarantine.csv").set_index("path")["reason"]
+    failures = dict.fromkeys(manifest.loc[failed, "digest"], "truncated")
+    finished, quarantine = finish_manifest(RunConfig(num_folds=2), dataset, failures, RunDir(folder))
+    reasons = pd.read_csv(folder / "quarantine.csv").set_index("path")["reason"]
+    assert dict(reasons) == dict(zip(quarantine["path"], quarantine["reason"], strict=True))
+    return finished, reasons
 
 
 def test_a_image_that_could_not_be_decoded_is_left_out_and_named(tmp_path):

@@ -48,13 +48,13 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(rundir):
     damage(rundir.checkpoint(TRIAL))
     content, note = read_checkpoint(rundir, TRIAL)
     assert content == make_content(1)
-    assert note == "the last checkpoint is damaged: went on from the one before"
+    assert note == "the last checkpoint is damaged: resumed from the one before"
 
 
 def test_where_both_are_damaged_the_trial_begins_anew_and_says_so(rundir):
     for path in (rundir.checkpoint(TRIAL), rundir.previous_checkpoint(TRIAL)):
         damage(path)
-    assert read_checkpoint(rundir, TRIAL) == (None, "the checkpoint is damaged: begun anew")
+    assert read_checkpoint(rundir, TRIAL) == (None, "the checkpoint is damaged: started from the beginning")
 
 
 def test_a_writer_killed_between_two_renames_leaves_the_one_before(rundir):

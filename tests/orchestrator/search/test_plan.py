@@ -19,7 +19,7 @@ from orchestrator.search.plan import make_plan
 from orchestrator.search.search_space import LR_RANGE, WEIGHT_DECAY_RANGE
 
 CONFIG = RunConfig(num_trials=7, num_folds=3)
-POINT = ["lr_schedule", "lr", "weight_decay", "boundary", "final_factor", "seed", "num_epochs", "steps_per_epoch"]
+POINT = ["lr_schedule", "lr", "weight_decay", "lr_boundary", "lr_final_factor", "seed", "num_epochs", "steps_per_epoch"]
 
 
 def plan_table(config=CONFIG, manifest=None):
@@ -107,7 +107,7 @@ def test_a_fresh_seed_draws_other_points():
 
 
 def test_trials_that_take_longest_start_first():
-    forecasts = plan_table()["forecast_s"]
+    forecasts = plan_table()["estimated_s"]
     assert all(before >= after for before, after in pairwise(forecasts))
     assert forecasts.iloc[0] > forecasts.iloc[-1]
 
@@ -173,7 +173,7 @@ def test_a_specialist_and_the_baseline_are_trained_by_the_same_number_of_steps()
 def test_a_planned_trial_has_the_runs_settings():
     config = RunConfig(num_trials=1, num_folds=3, activation="none", sampling=("balanced_bones",), metric="kappa")
     plan = make_plan(config, make_manifest())
-    by_search = {trial.search: trial.settings(config) for trial in plan.trials}
+    by_search = {trial.search: trial.settings for trial in plan.trials}
     specialist, router = by_search["specialist:hand/mlp_probe"], by_search["router/linear_probe"]
     assert (specialist.activation, specialist.sampling, specialist.metric) == ("none", "balanced_bones", "kappa")
     assert (specialist.lr, specialist.lr_schedule.name, specialist.patience_epochs) == (0.001, "constant", 4)
@@ -183,7 +183,7 @@ def test_a_planned_trial_has_the_runs_settings():
 def test_without_early_stopping_no_trial_has_patience():
     config = RunConfig(num_trials=1, num_folds=3, early_stopping=False)
     plan = make_plan(config, make_manifest())
-    assert {trial.settings(config).patience_epochs for trial in plan.trials} == {None}
+    assert {trial.settings.patience_epochs for trial in plan.trials} == {None}
 
 
 def test_a_bone_in_one_fold_has_no_specialist():
@@ -240,28 +240,39 @@ def test_the_papers_global_models_are_trained_in_passes_over_all_images():
     passes = math.ceil(157 * 2 / 3 / 64)  # train images, a third held out, batches of 64
     for search in ("baseline/linear_probe", "baseline/mlp_probe", "baseline/intermediate_task", "router/finetune"):
         trial = trials[search]
-        assert (trial.num_epochs, trial.steps_per_epoch, trial.patience_epochs) == (10, max(4, passes), 4), search
-        assert (trial.lr_schedule, trial.lr, trial.weight_decay) == ("constant", 0.001, 0.0), search
-        assert trial.sampling == "balanced_bones"
+        assert (trial.settings.num_epochs, trial.settings.steps_per_epoch, trial.settings.patience_epochs) == (
+            10,
+            max(4, passes),
+            4,
+        ), search
+        assert (trial.settings.lr_schedule.name, trial.settings.lr, trial.settings.weight_decay) == (
+            "constant",
+            0.001,
+            0.0,
+        ), search
+        assert trial.settings.sampling == "balanced_bones"
 
 
 def test_the_papers_specialists_are_trained_in_steps_that_nothing_stops():
     trials = plan_by_search(PAPER)
     first, second = trials["specialist:hand/mlp_probe"], trials["specialist:hand/two_stage_probe"]
-    assert first.num_epochs * first.steps_per_epoch == 1000
-    assert (first.lr_schedule, first.lr) == ("constant", 0.01)
-    assert second.num_epochs * second.steps_per_epoch == 2000
-    assert [second.schedule.rate(second.lr, update, 2000) for update in (0, 999, 1000, 1999)] == pytest.approx(
-        [0.01, 0.01, 0.001, 0.001]
+    assert first.settings.num_steps == 1000
+    assert (first.settings.lr_schedule.name, first.settings.lr) == ("constant", 0.01)
+    assert second.settings.num_steps == 2000
+    assert [
+        second.settings.lr_schedule.rate(second.settings.lr, step, 2000) for step in (0, 999, 1000, 1999)
+    ] == pytest.approx([0.01, 0.01, 0.001, 0.001])
+    assert first.settings.patience_epochs is second.settings.patience_epochs is None
+    assert (first.settings.grace_epochs, second.settings.grace_epochs) == (
+        first.settings.num_epochs,
+        second.settings.num_epochs,
     )
-    assert first.patience_epochs is second.patience_epochs is None
-    assert (first.grace_epochs, second.grace_epochs) == (first.num_epochs, second.num_epochs)
 
 
 def test_the_fair_partner_of_the_papers_specialists_has_their_schedule_and_as_many_steps():
     trials = plan_by_search(PAPER)
     points = [
-        replace(trials[f"{target}/two_stage_probe"], search="", target="", trial="", num_images=0, forecast_s=0)
+        replace(trials[f"{target}/two_stage_probe"], id=None, num_images=0, estimated_s=0)
         for target in ("baseline", "specialist:hand", "specialist:elbow")
     ]
     assert points[0] == points[1] == points[2]
@@ -270,10 +281,10 @@ def test_the_fair_partner_of_the_papers_specialists_has_their_schedule_and_as_ma
 @pytest.mark.parametrize(
     ("recipe", "stage", "depends_on"),
     [
-        ("linear_probe", 1, ""),
-        ("two_stage_probe", 1, ""),
-        ("finetune", 2, ""),
-        ("intermediate_task", 3, str(BONE_TASK)),
+        ("linear_probe", 1, None),
+        ("two_stage_probe", 1, None),
+        ("finetune", 2, None),
+        ("intermediate_task", 3, BONE_TASK),
     ],
 )
 def test_what_stands_on_the_bone_task_comes_after_it(recipe, stage, depends_on):
@@ -306,8 +317,8 @@ def test_whole_networks_are_searched_alike_for_every_target():
 def test_a_backbones_rate_that_is_asked_for_is_that_of_every_trial():
     config = replace(FINETUNE, finetune=FinetuneSettings(backbone_lr_factor=0.5))
     trials = make_plan(config, make_manifest()).of_search("baseline/finetune")
-    assert {trial.backbone_lr_factor for trial in trials} == {0.5}
-    assert {trial.settings(config).finetune.backbone_lr_factor for trial in trials} == {0.5}
+    assert {trial.to_row()["backbone_lr_factor"] for trial in trials} == {0.5}
+    assert {trial.settings.finetune.backbone_lr_factor for trial in trials} == {0.5}
 
 
 @pytest.mark.parametrize(("num_steps", "num_epochs", "per_epoch"), [(480, 12, 40), (7, 3, 3), (2, 4, 1)])
@@ -316,19 +327,22 @@ def test_a_budget_in_steps_is_spread_over_the_epochs(num_steps, num_epochs, per_
     config = replace(config, num_steps=num_steps, num_epochs=num_epochs)
     trials = plan_by_search(config)
     for search in ("baseline/finetune", "specialist:hand/finetune", "baseline/mlp_probe", "specialist:hand/mlp_probe"):
-        assert (trials[search].num_epochs, trials[search].steps_per_epoch) == (num_epochs, per_epoch), search
+        assert (trials[search].settings.num_epochs, trials[search].settings.steps_per_epoch) == (
+            num_epochs,
+            per_epoch,
+        ), search
 
 
 def test_no_trial_is_judged_before_its_warm_up_is_over():
     config = replace(FINETUNE, finetune_trials=40, finetune_epochs=20, grace_fraction=0.1)
     plan = make_plan(config, make_manifest())
-    schedules = {trial.trial: trial for trial in plan.of_search("baseline/finetune")}
-    assert {trial.lr_schedule for trial in schedules.values()} == set(LR_SCHEDULES)
+    schedules = {trial.name: trial.settings for trial in plan.of_search("baseline/finetune")}
+    assert {trial.lr_schedule.name for trial in schedules.values()} == set(LR_SCHEDULES)
     for trial in schedules.values():
         num_steps = trial.num_epochs * trial.steps_per_epoch
         judged = trial.grace_epochs * trial.steps_per_epoch
-        rates = [trial.schedule.rate(trial.lr, update, num_steps) for update in range(num_steps)]
-        if trial.lr_schedule in ("warmup_cosine", "one_cycle"):
+        rates = [trial.lr_schedule.rate(trial.lr, step, num_steps) for step in range(num_steps)]
+        if trial.lr_schedule.name in ("warmup_cosine", "one_cycle"):
             assert max(rates) == pytest.approx(max(rates[: judged + 1]), rel=0.02)
         else:
             assert trial.grace_epochs == 2
@@ -336,8 +350,8 @@ def test_no_trial_is_judged_before_its_warm_up_is_over():
 
 def test_no_trial_is_judged_before_its_backbone_is_trained():
     config = replace(FINETUNE, finetune=FinetuneSettings(freeze_backbone_epochs=6))
-    assert plan_by_search(config)["baseline/finetune"].grace_epochs == 6
-    assert plan_by_search(config)["router/linear_probe"].grace_epochs == 7  # of 16
+    assert plan_by_search(config)["baseline/finetune"].settings.grace_epochs == 6
+    assert plan_by_search(config)["router/linear_probe"].settings.grace_epochs == 7  # of 16
 
 
 def test_several_policies_against_imbalance_are_tried_in_turn_by_every_search():
@@ -379,4 +393,4 @@ def test_a_baseline_that_fold_0_cannot_judge_is_refused_before_it_is_trained(con
 def test_policies_and_rates_of_the_backbone_are_tried_in_every_pair():
     config = replace(FINETUNE, finetune_trials=9, sampling=("plain", "balanced_bones", "weighted_labels"))
     trials = make_plan(config, make_manifest()).of_search("baseline/finetune")
-    assert len({(trial.sampling, trial.backbone_lr_factor) for trial in trials}) == 9
+    assert len({(trial.settings.sampling, trial.settings.finetune.backbone_lr_factor) for trial in trials}) == 9

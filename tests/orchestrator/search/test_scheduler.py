@@ -13,11 +13,19 @@ from unittest.mock import patch
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.utils.util import flatten_dict
 
-from orchestrator.run.journal import Journal
-from orchestrator.search.scheduler import MAX_WORKER_FAILURES, MIN_PEERS, BracketSettings, PerSearchAsha, list_rungs
+from orchestrator.run.journal import JournalWriter, last_lines, read_journal, to_table
+from orchestrator.search.scheduler import (
+    MAX_WORKER_FAILURES,
+    MIN_PEERS,
+    AshaBracket,
+    BracketSettings,
+    PerSearchAsha,
+    list_rungs,
+)
+from orchestrator.search.trial import EPOCH_RESULT, EpochResult
 
 GRACE, EPOCHS = 2, 8  # rungs at 2 and 4
 EASY, HARD = "specialist:easy/mlp_probe", "specialist:hard/mlp_probe"
@@ -36,7 +44,7 @@ class Driver:
     lines: list = field(default_factory=list)
 
     def __post_init__(self):
-        self.journal = Journal(self.path)
+        self.journal = JournalWriter(self.path)
         self.trials = {}
         self.scheduler = PerSearchAsha(
             rules={
@@ -67,9 +75,10 @@ class Driver:
         """Report an epoch; say whether the trial goes on."""
         trial = self.trials.get((search, number)) or self.add(search, number)
         metrics = {"dev_loss": 0.5} | ({} if score is None else {METRICS[search]: score})
-        result = {"epoch": epoch, "metrics": metrics, "failure": failure, "done": is_last or failure is not None}
+        told = EpochResult(epoch=epoch, metrics=metrics, failure=failure, worker={"pid": 1})
+        result = {EPOCH_RESULT: told, "done": is_last or failure is not None}
         trial.last_result = result
-        flat = flatten_dict(result | {"worker": {"pid": 1}})
+        flat = flatten_dict(result)
         if result["done"]:
             self.scheduler.on_trial_complete(None, trial, flat)
             return False
@@ -193,8 +202,8 @@ def test_a_failure_is_written_with_its_reason(path):
     driver = Driver(path)
     driver.report(EASY, 0, 1, 0.7)
     driver.report(EASY, 0, 2, None, failure="epoch 2: dev_loss is nan")
-    last = Journal(path).final_states()[f"{EASY}/000"]
-    assert (last["state"], last["reason"], last["decision"]) == ("FAILED", "epoch 2: dev_loss is nan", "stop")
+    last = last_lines(read_journal(path))[f"{EASY}/000"]
+    assert (last.state, last.reason, last.decision) == ("FAILED", "epoch 2: dev_loss is nan", "stop")
 
 
 def test_a_last_epoch_is_written_as_complete(path):
@@ -207,16 +216,16 @@ def test_a_last_epoch_is_written_as_complete(path):
 def test_every_line_is_told_as_it_is_written(path):
     driver = Driver(path)
     driver.climb(EASY, [0.6, 0.7])
-    assert driver.lines == Journal(path).lines
-    assert [line["seq"] for line in driver.lines] == [1, 2, 3, 4]
+    assert driver.lines == read_journal(path)
+    assert [line.seq for line in driver.lines] == [1, 2, 3, 4]
 
 
 def test_a_worker_that_dies_for_good_is_one_failed_line(path):
     driver = Driver(path)
     driver.report(EASY, 0, 1, 0.7)
     fail(driver, EASY, 0)
-    last = Journal(path).final_states()[f"{EASY}/000"]
-    assert (last["state"], last["epoch"], last["reason"]) == ("FAILED", 2, "the worker failed 4 times")
+    last = last_lines(read_journal(path))[f"{EASY}/000"]
+    assert (last.state, last.epoch, last.reason) == ("FAILED", 2, "the worker failed 4 times")
 
 
 def test_a_continued_trial_that_dies_leaves_no_epoch_twice(path):
@@ -227,9 +236,9 @@ def test_a_continued_trial_that_dies_leaves_no_epoch_twice(path):
     resumed = Driver(path)
     resumed.report(EASY, 0, 1, 0.7)
     fail(resumed, EASY, 0)
-    table = Journal(path).to_table()
+    table = to_table(read_journal(path))
     assert not table.duplicated(["trial", "epoch"]).any()
-    assert Journal(path).final_states()[f"{EASY}/000"]["state"] == "FAILED"
+    assert last_lines(read_journal(path))[f"{EASY}/000"].state == "FAILED"
 
 
 def test_a_continued_trial_that_ends_before_what_is_written_has_failed(path):
@@ -240,9 +249,9 @@ def test_a_continued_trial_that_ends_before_what_is_written_has_failed(path):
     resumed = Driver(path)
     resumed.report(EASY, 0, 1, 0.7)
     resumed.report(EASY, 0, 2, 0.7, is_last=True)
-    last = Journal(path).final_states()[f"{EASY}/000"]
-    assert (last["state"], last["epoch"]) == ("FAILED", 4)
-    assert last["reason"] == "trained again from a checkpoint, it ended at epoch 2 already"
+    last = last_lines(read_journal(path))[f"{EASY}/000"]
+    assert (last.state, last.epoch) == ("FAILED", 4)
+    assert last.reason == "trained again from a checkpoint, it ended at epoch 2 already"
 
 
 def test_an_epoch_told_twice_is_judged_once(path):
@@ -253,7 +262,7 @@ def test_an_epoch_told_twice_is_judged_once(path):
     assert len(read_decisions(path)) == 4
 
 
-def test_ladders_know_trials_by_the_plan_and_not_by_tune(path):
+def test_brackets_know_trials_by_the_plan_and_not_by_tune(path):
     """Under Tune's new id a continued trial would be judged between rungs, by itself."""
     first = Driver(path)
     first.climb(EASY, [0.9, 0.8, 0.7])
@@ -266,6 +275,49 @@ def test_ray_is_given_nothing_to_pickle(path):
     driver = Driver(path)
     driver.climb(EASY, [0.6, 0.7])
     assert vars(pickle.loads(pickle.dumps(driver.scheduler))) == {}
+
+
+class RayBracket:
+    """Ray's own ASHA, given a trial's score at the first epoch at or past a rung, and the rule of three peers."""
+
+    def __init__(self, *, grace_epochs, num_epochs):
+        self.rungs = sorted(list_rungs(grace_epochs=grace_epochs, num_epochs=num_epochs))
+        self.arrived, self.last = {}, {}
+        self.asha = AsyncHyperBandScheduler(
+            time_attr="epoch",
+            metric="score",
+            mode="max",
+            grace_period=grace_epochs,
+            max_t=max(num_epochs, grace_epochs),
+            reduction_factor=2,
+        )
+
+    def should_stop(self, trial, epoch, score):
+        rung = sum(epoch >= at for at in self.rungs)
+        if rung <= self.last.get(trial, 0):
+            return False
+        if trial not in self.last:
+            self.asha.on_trial_add(None, SimpleNamespace(trial_id=trial))
+        self.last[trial] = rung
+        self.arrived.setdefault(rung, set()).add(trial)
+        decision = self.asha.on_trial_result(None, SimpleNamespace(trial_id=trial), {"epoch": epoch, "score": score})
+        return decision == TrialScheduler.STOP and len(self.arrived[rung]) > MIN_PEERS
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    num_epochs=st.integers(1, 40),
+    grace_epochs=st.integers(1, 40),
+    reports=st.lists(st.tuples(st.integers(0, 7), st.integers(1, 12), st.floats(-1, 1, width=32)), max_size=80),
+)
+def test_a_bracket_stops_the_trials_that_rays_asha_stops(num_epochs, grace_epochs, reports):
+    """Below a trial's last epoch, after which there is nothing to stop."""
+    brackets = [kind(grace_epochs=grace_epochs, num_epochs=num_epochs) for kind in (AshaBracket, RayBracket)]
+    epochs = {}
+    for trial, num, score in reports:
+        epochs[trial] = min(epochs.get(trial, 0) + num, num_epochs)
+        ours, rays = (bracket.should_stop(str(trial), epochs[trial], score) for bracket in brackets)
+        assert ours == rays or epochs[trial] == num_epochs
 
 
 # A trial's script: a score an epoch, how many epochs it runs, and whether it then fails.
