@@ -109,7 +109,7 @@ def build_wrist(traits: Traits, rng: np.random.Generator) -> Skeleton:
 
 
 def build_finger(traits: Traits, rng: np.random.Generator) -> Skeleton:
-    """Build one to three neighbouring fingers, or the thumb alone."""
+    """Build one to three neighboring fingers, or the thumb alone."""
     count = int(rng.integers(1, 4))
     first = 0 if count == 1 and rng.random() < 0.3 else int(rng.integers(1, 6 - count))
     bones: list[Tube] = []

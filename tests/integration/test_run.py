@@ -291,8 +291,8 @@ def write_defective_mura(root: Path) -> dict[str, str]:
     (root / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     (root / Path(leak).parent / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     (root / Path(leak).parent / "._image1.png").write_bytes(b"\0\5\26\7")
-    for split, labelled in studies.items():
-        table = "".join(f"MURA-v1.1/{folder}/,{label}\n" for folder, label in labelled)
+    for split, labeled in studies.items():
+        table = "".join(f"MURA-v1.1/{folder}/,{label}\n" for folder, label in labeled)
         (root / f"{split}_labeled_studies.csv").write_text(table)
         (root / f"{split}_image_paths.csv").write_text("".join(f"MURA-v1.1/{path}\n" for path in images[split]))
     return {f"MURA-v1.1/{path}": reason for path, reason in reasons.items()}
