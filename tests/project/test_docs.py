@@ -83,3 +83,15 @@ def test_modules_that_the_architecture_names_are_there() -> None:
     text = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
     files = re.findall(r"`((?:orchestrator|mura_models)/[\w/]+\.py|run_study\.py)`", text)
     assert files and [name for name in files if not (ROOT / name).is_file()] == []
+
+
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = {page.relative_to(tmp_path): page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")}
+    loaded = re.compile(
+        r'<(?:script|img)[^>]*\ssrc="https?://|<link[^>]*\srel="(?:stylesheet|preconnect)"[^>]*https?://'
+    )
+    assert pages and [str(page) for page, text in pages.items() if loaded.search(text)] == []
