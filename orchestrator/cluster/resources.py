@@ -34,7 +34,7 @@ def choose_trial_resources(execution: ExecutionOptions) -> TrialResources:
     if not fits_a_node(resources, nodes):
         have = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise ConfigError(
-            f"a trial asks for cpus-per-trial={num_cpus:g} and gpus-per-trial={num_gpus:g}, the nodes have: {have}"
+            f"--cpus-per-trial {num_cpus:g} and --gpus-per-trial {num_gpus:g}: no node has both, the nodes have {have}"
         )
     return resources
 

@@ -107,7 +107,7 @@ def inspect_cluster(execution: ExecutionOptions, folder: Path) -> Iterator[Findi
     try:
         resources = choose_trial_resources(execution)
     except ConfigError as error:
-        yield Finding.error("trial:", str(error), "set --cpus-per-trial and --gpus-per-trial to what one of them has")
+        yield Finding.error("trial:", str(error), "use values that one of them has")
         return
     text = f"a node has the CPUs ({resources.num_cpus:g}) and GPUs ({resources.num_gpus:g}) that one asks for"
     yield Finding.ok("trial:", text)
