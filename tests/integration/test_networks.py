@@ -19,6 +19,7 @@ from ray_helpers import (
     wait_until,
     write_images,
 )
+from report_factories import check_report
 
 from mura_models.training.checkpoints import Checkpoint
 
@@ -65,6 +66,7 @@ def test_the_papers_preset_runs_every_system_and_prints_its_table(user: User, im
     run_dir = user.home / "paper"
     done = user.run_study("--preset", "paper", "--data", images, "--run-dir", run_dir, *SMALL)
     report = read_json(run_dir / "report.json")
+    check_report(report)
     assert report["run"]["failed_searches"] == {}
     rows = {(row["section"], row["bone"]): row for row in report["paper"]}
     assert rows["3.1", None]["published"] == 0.6951
@@ -83,6 +85,7 @@ def test_whole_networks_and_probes_share_a_run_and_its_bundle_predicts_the_same(
     user: User, images: Path, finetuned: Path
 ) -> None:
     report = read_json(finetuned / "report.json")
+    check_report(report)
     assert report["run"]["failed_searches"] == {}
     assert {"baseline_finetune", "specialists_finetune_oracle", "specialists_finetune_routed"} <= set(report["systems"])
     assert len({line["worker"]["pid"] for line in read_journal(finetuned)}) > 1
