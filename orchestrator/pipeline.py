@@ -10,7 +10,7 @@ from orchestrator.cluster.resources import choose_trial_resources
 from orchestrator.evaluation.report_data import evaluate
 from orchestrator.ingest.decode import ingest
 from orchestrator.ingest.manifest import finish_manifest
-from orchestrator.ingest.overview import describe_data, explore_data
+from orchestrator.ingest.overview import explore_data, summarize_data
 from orchestrator.ingest.record import read_runtime, record_ingest
 from orchestrator.preflight.disk import forecast_disk
 from orchestrator.preflight.findings import format_bytes
@@ -72,7 +72,7 @@ def train_and_evaluate(
     )
     record_ingest(ingested, rundir)
     manifest, quarantine = finish_manifest(config, dataset, ingested.failures, rundir)
-    data = describe_data(dataset, manifest, quarantine)
+    data = summarize_data(dataset, manifest, quarantine)
     explore_data(config, data, manifest, ingested.images, rundir)
     render_data_page(rundir)
     monitor.say(f"data: {rundir.data_html.resolve()}")

@@ -1,4 +1,4 @@
-"""A look at the data before anything is trained: exploration.json, a few images, data.html."""
+"""The overview of the data before anything is trained: exploration.json and sample images."""
 
 from dataclasses import asdict
 from typing import Any
@@ -24,25 +24,25 @@ def explore_data(
         exploration = explore(manifest, images, config.preprocessing, seed=config.seed)
         with atomic_directory(rundir.samples) as partial:
             for number, sample in enumerate(exploration.samples):
-                (partial / name_sample(number)).write_bytes(sample.png)
-        write_json(rundir.exploration, {"schema": SCHEMA, "data": asdict(data)} | describe_exploration(exploration))
+                (partial / sample_file_name(number)).write_bytes(sample.png)
+        write_json(rundir.exploration, {"schema": SCHEMA, "data": asdict(data)} | exploration_to_json(exploration))
 
 
-def describe_exploration(exploration: Exploration) -> dict[str, Any]:
+def exploration_to_json(exploration: Exploration) -> dict[str, Any]:
     """Return an exploration as JSON; a sample names the file of its image."""
     plain = asdict(exploration)
     for number, sample in enumerate(plain["samples"]):
         del sample["png"]
-        sample["file"] = name_sample(number)
+        sample["file"] = sample_file_name(number)
     return plain
 
 
-def name_sample(number: int) -> str:
-    """Name the file of a sample: nothing of the patient or the path."""
+def sample_file_name(number: int) -> str:
+    """Return the file name of a sample image: it holds nothing of patient or path."""
     return f"{number:03d}.png"
 
 
-def describe_data(dataset: DataSet, manifest: pd.DataFrame, quarantine: pd.DataFrame) -> DataSummary:
+def summarize_data(dataset: DataSet, manifest: pd.DataFrame, quarantine: pd.DataFrame) -> DataSummary:
     """Count images, studies and patients by split, bone and label, and the excluded files by reason."""
     return DataSummary(
         name=dataset.name,

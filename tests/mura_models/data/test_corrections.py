@@ -11,7 +11,7 @@ from rich.console import Console
 from mura_models.data.dataset import read_dataset
 from mura_models.errors import DataError
 from orchestrator.ingest.dataset import open_dataset
-from orchestrator.ingest.overview import describe_data
+from orchestrator.ingest.overview import summarize_data
 from orchestrator.progress import Monitor
 
 HEADER = "path,bone,patient,study,label,split"
@@ -71,7 +71,7 @@ def test_a_path_and_a_study_are_corrected_and_counted(manifest):
     dataset = correct(manifest, "a.png,,1,second reader", ",008/hand/s2,0,ward round", "d.png,,0,ward round")
     assert labels(dataset) == labels(before) | {"a.png": 1, "b.png": 0, "c.png": 0}
     assert dataset.manifest["label"].dtype == np.int8
-    assert asdict(describe_data(dataset, dataset.manifest, dataset.quarantine).corrections) == {
+    assert asdict(summarize_data(dataset, dataset.manifest, dataset.quarantine).corrections) == {
         "file": "corrections.csv",
         "num_rows": 3,
         "images_changed": 3,
@@ -91,7 +91,7 @@ def test_corrected_labels_make_another_run_and_unchanged_ones_the_same(manifest)
 def test_without_a_file_nothing_is_corrected(manifest):
     dataset = read_dataset(manifest)
     assert dataset.corrections is None
-    assert describe_data(dataset, dataset.manifest, dataset.quarantine).corrections is None
+    assert summarize_data(dataset, dataset.manifest, dataset.quarantine).corrections is None
 
 
 def test_one_corrected_image_of_several_leaves_its_study_with_two_labels(manifest):

@@ -18,7 +18,7 @@ from mura_models.data.dataset import DataSet
 from mura_models.data.preprocessing import resize_image
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.data.statistics import NUM_SAMPLES, explore, make_thumbnail, measure_gray
-from orchestrator.ingest.overview import describe_data, explore_data
+from orchestrator.ingest.overview import explore_data, summarize_data
 from orchestrator.report import render_data_page
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
@@ -59,7 +59,7 @@ def look(rundir, *, bones=("hand", "hip"), **changes):
     write_table(rundir.quarantine, quarantine)
     given = {"name": "ward", "kind": "csv", "is_phantom": False, "notes": ()} | changes
     dataset = DataSet(manifest=manifest, quarantine=quarantine, **given)
-    data = describe_data(dataset, manifest, quarantine)
+    data = summarize_data(dataset, manifest, quarantine)
     explore_data(RunConfig(preprocessing=STRETCH), data, manifest, images, rundir)
     render_data_page(rundir)
     return Page(rundir.data_html.read_text(encoding="utf-8"))
@@ -217,7 +217,7 @@ def test_a_bone_without_test_images_has_its_row(tmp_path):
     quarantine = pd.DataFrame({"path": [], "reason": []}, dtype="str")
     write_table(RunDir(tmp_path).quarantine, quarantine)
     dataset = DataSet(name="x", kind="csv", is_phantom=False, notes=(), manifest=manifest, quarantine=quarantine)
-    data = describe_data(dataset, manifest, quarantine)
+    data = summarize_data(dataset, manifest, quarantine)
     explore_data(RunConfig(preprocessing=STRETCH), data, manifest, images, RunDir(tmp_path))
     render_data_page(RunDir(tmp_path))
     page = Page((tmp_path / "data.html").read_text(encoding="utf-8"))
