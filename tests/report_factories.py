@@ -22,8 +22,8 @@ from orchestrator.report import render_report
 from orchestrator.report.terminal import print_summary
 from orchestrator.run.directory import RunDir
 from orchestrator.run.files import write_json, write_table
+from orchestrator.run.json_schema import SCHEMA_FILE
 from orchestrator.run.names import SearchId
-from orchestrator.run.report_schema import SCHEMA_FILE
 
 METRICS = ("kappa", "kappa_at_half", "accuracy", "auroc", "f1", "sensitivity", "specificity")
 

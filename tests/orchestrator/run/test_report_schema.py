@@ -8,7 +8,8 @@ from report_factories import make_audited, make_paper, make_replicate, make_repo
 
 from mura_models.errors import ConfigError
 from orchestrator.run.files import write_json
-from orchestrator.run.report_schema import SCHEMA_FILE, make_json_schema, read_report
+from orchestrator.run.json_schema import SCHEMA_FILE, make_json_schema
+from orchestrator.run.report_schema import read_report
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
 BONES = ("hand", "leg", "hip")
@@ -20,7 +21,7 @@ def is_valid(report):
 
 def test_the_committed_schema_is_that_of_the_dataclasses():
     Draft202012Validator.check_schema(SCHEMA)
-    assert make_json_schema() == SCHEMA, "run: python -m orchestrator.run.report_schema"
+    assert make_json_schema() == SCHEMA, "run: python -m orchestrator.run.json_schema"
 
 
 @pytest.mark.parametrize(
