@@ -50,7 +50,7 @@ _FAULTS = {
     for name in names.split()
     if hasattr(errno, name)
 }
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def classify_fault(error: OSError) -> StorageFault | None:
@@ -148,7 +148,7 @@ def _acquire(lock: BaseFileLock, waits: bool, on_wait: Callable[[], None] | None
                 on_wait()
             lock.acquire()
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         Path(lock.lock_file).unlink(missing_ok=True)
         return False

@@ -1,11 +1,10 @@
-"""The run directory: the only place that knows file names, its lock and the journal.
+"""The run directory: the names of its files, and its lock.
 
 run.json  ingest.json  manifest.parquet  quarantine.csv  exploration.json  samples/  data.html  plan.csv  journal.jsonl
 audit.jsonl  replicates.jsonl  trials.parquet  selected.json  predictions.parquet  report.json  report.html  figures/
 bundle/  checkpoints/  embeddings/
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -14,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from filelock import FileLock, Timeout
+
 from mura_models.data.dataset import DataSet
 from mura_models.errors import ConfigError
-from mura_models.storage import remove_unfinished
+from mura_models.storage import NO_LOCKS, remove_unfinished
 from orchestrator.run.config import RunConfig
 from orchestrator.run.execution import ExecutionOptions
 
@@ -24,12 +25,12 @@ JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the process that `ray job submit` starts."""
 
 MAX_NAME_CHARACTERS = 150
-"""Of a checkpoint's file name; file systems allow 255 bytes, and a file in the making has a longer name."""
+"""Of a checkpoint's file name; file systems allow 255 bytes, and an unfinished file has a longer name."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """Paths of one run; makes nothing by itself."""
+    """Paths of one run; creates nothing by itself."""
 
     root: Path
 
@@ -40,27 +41,27 @@ class RunDir:
 
     @property
     def manifest(self) -> Path:
-        """A row an image that is used, with its fold."""
+        """One row per image that is used, with its fold."""
         return self.root / "manifest.parquet"
 
     @property
     def quarantine(self) -> Path:
-        """A row a file that is not used, with the reason."""
+        """One row per excluded file, with the reason."""
         return self.root / "quarantine.csv"
 
     @property
     def ingest(self) -> Path:
-        """What was decoded and embedded, by which runtime."""
+        """How many images were decoded and embedded, and by which runtime."""
         return self.root / "ingest.json"
 
     @property
     def exploration(self) -> Path:
-        """What the data looks like before anything is trained."""
+        """Statistics of the data, before anything is trained."""
         return self.root / "exploration.json"
 
     @property
     def samples(self) -> Path:
-        """A few train images, small, as exploration.json names them."""
+        """A few small train images, named in exploration.json."""
         return self.root / "samples"
 
     @property
@@ -70,22 +71,22 @@ class RunDir:
 
     @property
     def plan(self) -> Path:
-        """A row a trial, written before anything is trained."""
+        """One row per trial, written before anything is trained."""
         return self.root / "plan.csv"
 
     @property
     def journal(self) -> Path:
-        """A line an epoch of a trial."""
+        """One line per epoch of a trial."""
         return self.root / "journal.jsonl"
 
     @property
     def audit_journal(self) -> Path:
-        """A line an epoch of a stopped trial that was run to its end."""
+        """One line per epoch of a stopped trial that was run to its end."""
         return self.root / "audit.jsonl"
 
     @property
     def replicate_journal(self) -> Path:
-        """A line an epoch of a winner's configuration under a fresh seed."""
+        """One line per epoch of a winner's configuration under a fresh seed."""
         return self.root / "replicates.jsonl"
 
     @property
@@ -100,7 +101,7 @@ class RunDir:
 
     @property
     def selected(self) -> Path:
-        """What answers for each bone, and why."""
+        """The selected model of each bone, and why."""
         return self.root / "selected.json"
 
     @property
@@ -110,7 +111,7 @@ class RunDir:
 
     @property
     def predictions(self) -> Path:
-        """A row a test image."""
+        """One row per test image."""
         return self.root / "predictions.parquet"
 
     @property
@@ -130,11 +131,11 @@ class RunDir:
 
     @property
     def checkpoints(self) -> Path:
-        """Two files a trial while it runs, the last and the one before; the search winners' afterwards."""
+        """Two files per trial while it runs, the last and the one before; afterwards those that are exported."""
         return self.root / "checkpoints"
 
     def checkpoint(self, trial: str) -> Path:
-        """Name the checkpoint of a trial, whatever characters its bone has and however many."""
+        """Return the checkpoint of a trial; its bone may have any characters, and any number of them."""
         name = quote(trial, safe="")
         if len(name) > MAX_NAME_CHARACTERS:
             digest = hashlib.sha256(trial.encode()).hexdigest()[:16]
@@ -142,34 +143,38 @@ class RunDir:
         return self.checkpoints / f"{name}.safetensors"
 
     def previous_checkpoint(self, trial: str) -> Path:
-        """Name the checkpoint that a trial had before its last."""
+        """Return the checkpoint that a trial had before its last."""
         return self.checkpoint(trial).with_suffix(".previous.safetensors")
 
     def remove_unfinished(self) -> None:
-        """Remove what a driver that was killed had begun to write; embeddings in the making go on."""
+        """Remove what a killed driver was writing, except embeddings, which are continued."""
         for folder in (self.root, self.checkpoints):
             remove_unfinished(folder)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second driver out while this one runs; the lock dies with its process."""
+        """Keep other runs out of the directory; the lock is released when its process ends, however it ends.
+
+        Raises ConfigError if another run holds it, or the disk cannot be written to or has no locks.
+        """
+        lock = FileLock(self.root / ".lock", thread_local=False, fallback_to_soft=False)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock_file = (self.root / ".lock").open("w")
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"{self.root}: another run is writing here; wait for it, or give another --run-dir"
+            ) from None
         except OSError as error:
-            raise ConfigError(f"run-dir={self.root}: cannot be written to ({error.strerror}); give another") from None
-        with lock_file as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"{self.root}: another run is writing here; wait for it, or give another --run-dir"
-                ) from None
-            except OSError as error:  # some file systems of clusters have none unless mounted with them
-                raise ConfigError(
-                    f"run-dir={self.root}: its disk has no locks ({error.strerror}); give one on another disk"
-                ) from None
+            if error.errno in NO_LOCKS:  # some file systems of clusters have none unless mounted with them
+                problem = f"its disk has no locks ({error.strerror}); give one on another disk"
+            else:
+                problem = f"cannot be written to ({error.strerror}); give another"
+            raise ConfigError(f"run-dir={self.root}: {problem}") from None
+        try:
             yield
+        finally:
+            lock.release()
 
 
 def is_inside_job() -> bool:
@@ -178,9 +183,9 @@ def is_inside_job() -> bool:
 
 
 def choose_rundir(config: RunConfig, execution: ExecutionOptions, dataset: DataSet) -> RunDir:
-    """Name the run directory: as asked, else by data and config, so that the same command continues.
+    """Return the run directory: as given, else named after data and config, so that the same command continues.
 
-    Raises ConfigError for a relative one inside a Ray job, whose folder is temporary.
+    Raises ConfigError for a relative path inside a Ray job, whose folder is temporary.
     """
     root = execution.run_dir or Path("runs") / f"{dataset.name}-{config.digest(dataset.fingerprint())}"
     if is_inside_job() and not root.is_absolute():

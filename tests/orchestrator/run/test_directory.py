@@ -247,6 +247,16 @@ def test_a_lock_is_given_back(tmp_path):
             pass
 
 
+def test_a_link_in_place_of_the_lock_is_refused_and_its_target_kept(tmp_path):
+    target = tmp_path / "notes.txt"
+    target.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(target)
+    with pytest.raises(ConfigError, match=r"run: cannot be written to"), RunDir(tmp_path / "run").lock():
+        pass
+    assert target.read_text() == "mine"
+
+
 def test_a_run_directory_that_is_a_file_is_refused_in_one_line(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match="taken"), RunDir(tmp_path / "taken").lock():
