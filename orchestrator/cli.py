@@ -96,17 +96,17 @@ def run(arguments: argparse.Namespace) -> None:
     """Carry out a run."""
     from orchestrator.ingest.dataset import open_dataset
     from orchestrator.pipeline import check_searches, forecast, run
-    from orchestrator.progress import Monitor
+    from orchestrator.progress import Progress
     from orchestrator.report.terminal import print_summary
 
     config, execution = make_config(arguments), make_execution(arguments)
-    with Monitor() as monitor:
-        dataset = open_dataset(arguments.data, monitor, arguments.corrections)
+    with Progress() as progress:
+        dataset = open_dataset(arguments.data, progress, arguments.corrections)
         if arguments.dry_run:
-            forecast(config, dataset, monitor)
+            forecast(config, dataset, progress)
             return
-        rundir = run(config, execution, dataset, monitor)
-    print_summary(rundir, monitor.console)
+        rundir = run(config, execution, dataset, progress)
+    print_summary(rundir, progress.console)
     check_searches(rundir)
 
 
@@ -162,15 +162,15 @@ def doctor(arguments: argparse.Namespace) -> None:
     from mura_models.errors import ConfigError
     from orchestrator.ingest.dataset import find_mura, open_dataset
     from orchestrator.preflight.doctor import examine
-    from orchestrator.progress import Monitor
+    from orchestrator.progress import Progress
 
     config, execution = make_config(arguments, checks_backbone=False), make_execution(arguments)
     data = arguments.data or find_mura()
-    with Monitor() as monitor:
-        dataset = open_dataset(data, monitor, arguments.corrections) if data else None
+    with Progress() as progress:
+        dataset = open_dataset(data, progress, arguments.corrections) if data else None
         levels = []
         for finding in examine(config, execution, dataset):
-            monitor.say(f"{finding.level:<8} {finding}")
+            progress.log(f"{finding.level:<8} {finding}")
             levels.append(finding.level)
     if "error" in levels:
         raise ConfigError(f"{levels.count('error')} of {len(levels)} checks failed: see the lines above")

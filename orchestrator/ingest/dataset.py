@@ -7,29 +7,29 @@ from mura_models.data.cache_folders import cache_root
 from mura_models.data.dataset import DataSet, read_dataset
 from mura_models.errors import DataError
 from mura_models.phantom import write_phantom
-from orchestrator.progress import Monitor
+from orchestrator.progress import Progress
 
 PHANTOM_SCALE = 0.05
 PHANTOM_SEED = 0
 
 
-def open_dataset(asked: Path | None, monitor: Monitor, corrections: Path | None = None) -> DataSet:
+def open_dataset(asked: Path | None, progress: Progress, corrections: Path | None = None) -> DataSet:
     """Scan the data of a command and correct its labels. Raises DataError if it cannot be used."""
-    path = asked or find_mura() or make_phantom(monitor)
+    path = asked or find_mura() or make_phantom(progress)
     dataset = read_dataset(
         path,
         corrections=corrections,
-        on_progress=lambda done, total: monitor.on_progress("scan", done, total),
+        on_progress=lambda done, total: progress.on_progress("scan", done, total),
     )
     for note in dataset.notes:
-        monitor.say(f"note: {note}")
+        progress.log(f"note: {note}")
     if (made := dataset.corrections) is not None:
-        monitor.say(
+        progress.log(
             f"note: labels corrected by {made.file}: {made.images_changed} images changed, "
             f"{made.images_unchanged} were labelled so already"
         )
     if len(dataset.quarantine):
-        monitor.say(
+        progress.log(
             f"{len(dataset.quarantine)} files are excluded: quarantine.csv in the run directory lists the reasons"
         )
     return dataset
@@ -46,15 +46,15 @@ def find_mura() -> Path | None:
     return here if here.is_dir() else None
 
 
-def make_phantom(monitor: Monitor) -> Path:
+def make_phantom(progress: Progress) -> Path:
     """Generate the phantom in the cache, once, and return its folder."""
-    monitor.say("NO DATA GIVEN: using the phantom, synthetic radiographs. Its results hold for no patient.")
-    monitor.say("For real images use --data PATH, $MURA_DATA or a folder MURA-v1.1 here.")
+    progress.log("NO DATA GIVEN: using the phantom, synthetic radiographs. Its results hold for no patient.")
+    progress.log("For real images use --data PATH, $MURA_DATA or a folder MURA-v1.1 here.")
     root = cache_root() / f"phantom-{PHANTOM_SCALE:g}-{PHANTOM_SEED}"
     return write_phantom(
         root,
         scale=PHANTOM_SCALE,
         seed=PHANTOM_SEED,
-        on_progress=lambda done, total: monitor.on_progress("phantom", done, total),
-        on_wait=lambda: monitor.say("another run is making the phantom: waiting for it"),
+        on_progress=lambda done, total: progress.on_progress("phantom", done, total),
+        on_wait=lambda: progress.log("another run is making the phantom: waiting for it"),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mura_models.errors import ConfigError, UserError
-from orchestrator.progress import Monitor
+from orchestrator.progress import Progress
 
 Level = Literal["ok", "warning", "error"]
 
@@ -53,12 +53,12 @@ class Finding:
         return cls.error(subject, text, rest if semicolon else remedy)
 
 
-def report_findings(findings: Iterable[Finding], progress: Monitor) -> None:
+def report_findings(findings: Iterable[Finding], progress: Progress) -> None:
     """Log every warning; raise ConfigError for the first error."""
     errors = []
     for finding in findings:
         if finding.level == "warning":
-            progress.say(f"warning: {finding}")
+            progress.log(f"warning: {finding}")
         elif finding.level == "error":
             errors.append(finding)
     if errors:

@@ -22,7 +22,7 @@ from orchestrator.cluster.resources import choose_trial_resources
 from orchestrator.preflight.disk import forecast_disk, inspect_disk, ray_need
 from orchestrator.preflight.findings import Finding, report_findings
 from orchestrator.preflight.nodes import PROJECT, ask_nodes, gather_install, inspect_node
-from orchestrator.progress import Monitor
+from orchestrator.progress import Progress
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.execution import ExecutionOptions
@@ -39,7 +39,7 @@ def check_machine(
     plan: Plan,
     *,
     rundir: RunDir,
-    progress: Monitor,
+    progress: Progress,
 ) -> None:
     """Check this machine before Ray is started or joined. Log warnings; raise ConfigError for the first error."""
     starts_ray = resolve_address(execution) is None
@@ -48,13 +48,13 @@ def check_machine(
     report_findings(inspect_disk([*needs, ray_need()] if starts_ray else needs), progress)
 
 
-def check_cluster(execution: ExecutionOptions, folder: Path, progress: Monitor) -> None:
+def check_cluster(execution: ExecutionOptions, folder: Path, progress: Progress) -> None:
     """Check the cluster that was joined: whether a trial fits, and each node's way to `folder`, the run directory.
 
     Log its addresses and warnings; raise ConfigError for the first error.
     """
-    progress.say(f"dashboard: {get_dashboard_url()} (print its token: ray get-auth-token)")
-    progress.say(f"metrics: {' '.join(list_metrics_endpoints())}")
+    progress.log(f"dashboard: {get_dashboard_url()} (print its token: ray get-auth-token)")
+    progress.log(f"metrics: {' '.join(list_metrics_endpoints())}")
     report_findings(inspect_cluster(execution, folder), progress)
 
 

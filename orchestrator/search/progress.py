@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from ray.util.metrics import Gauge
 
-from orchestrator.progress import Monitor
+from orchestrator.progress import Progress
 from orchestrator.run.journal import JournalLine
 from orchestrator.run.names import SearchId
 from orchestrator.search.context import Purpose
@@ -15,8 +15,8 @@ from orchestrator.search.plan import Plan
 class SearchProgress:
     """The state of all searches: one bar, and gauges tagged by search, bone and recipe."""
 
-    def __init__(self, plan: Plan, monitor: Monitor) -> None:
-        self._monitor = monitor
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        self._progress = progress
         self._tags = {trial.search: _make_tags(trial.id.search) for trial in plan.trials}
         self._metrics = {trial.search: trial.settings.dev_metric for trial in plan.trials}
         self._search_of = {trial.name: trial.search for trial in plan.trials}
@@ -36,14 +36,14 @@ class SearchProgress:
     def on_line(self, purpose: Purpose, line: JournalLine) -> None:
         """Show one line of a journal."""
         if line.note:
-            self._monitor.say(f"{line.trial} epoch {line.epoch}: {line.note}")
+            self._progress.log(f"{line.trial} epoch {line.epoch}: {line.note}")
         if purpose != "search":
-            self._monitor.say_now_and_then(purpose, f"{purpose}: {line.trial} epoch {line.epoch}")
+            self._progress.log_throttled(purpose, f"{purpose}: {line.trial} epoch {line.epoch}")
             return
         self._count(line)
         self._publish(line.search)
         num_ended = sum(state not in ("WAITING", "RUNNING") for state in self._states.values())
-        self._monitor.on_progress("train", num_ended, len(self._states), note=f"{line.trial} epoch {line.epoch}")
+        self._progress.on_progress("train", num_ended, len(self._states), note=f"{line.trial} epoch {line.epoch}")
 
     def _count(self, line: JournalLine) -> None:
         search = line.search

@@ -13,7 +13,7 @@ from mura_models.inference.assembly import FROZEN, Network, mean_logit
 from mura_models.networks.backbones import fill_backbone
 from mura_models.training.search_data import SearchData
 from orchestrator.cluster.resources import TrialResources
-from orchestrator.progress import Monitor
+from orchestrator.progress import Progress
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.search.audit import run_audit
@@ -57,15 +57,15 @@ def train_stages(
     *,
     rundir: RunDir,
     resources: TrialResources,
-    monitor: Monitor,
+    progress: Progress,
 ) -> SearchResults:
     """Run the trials of every stage that have not ended, and add the networks of its winners to `embeddings`.
 
     Raises RunError if trials remain, as after Ctrl-C.
     """
-    progress = SearchProgress(plan, monitor)
+    search_progress = SearchProgress(plan, progress)
     journals = open_journals(rundir)
-    progress.begin(journals["search"].lines)
+    search_progress.begin(journals["search"].lines)
     store = start_checkpoint_store(rundir)
     results = SearchResults()
     for planned in plan.stages:
@@ -81,8 +81,8 @@ def train_stages(
                 store=store,
                 inputs=inputs,
                 resources=resources,
-                on_line=progress.on_line,
-                log=monitor.say,
+                on_line=search_progress.on_line,
+                log=progress.log,
             )
             results |= train_stage(stage, train, embeddings)
             del inputs, stage  # the rows of a stage are released before the next one's are gathered

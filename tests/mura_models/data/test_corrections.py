@@ -12,7 +12,7 @@ from mura_models.data.dataset import read_dataset
 from mura_models.errors import DataError
 from orchestrator.ingest.dataset import open_dataset
 from orchestrator.ingest.overview import summarize_data
-from orchestrator.progress import Monitor
+from orchestrator.progress import Progress
 
 HEADER = "path,bone,patient,study,label,split"
 ROWS = [
@@ -195,6 +195,6 @@ def test_a_file_that_cannot_be_read_is_one_line(manifest, name):
 def test_the_terminal_reports_what_was_corrected(manifest):
     (manifest.parent / "fixes.csv").write_text("path,label,source\na.png,1,x\nd.png,0,x\n")
     console = Console(width=80, record=True, file=io.StringIO())
-    open_dataset(manifest, Monitor(console), manifest.parent / "fixes.csv")
+    open_dataset(manifest, Progress(console), manifest.parent / "fixes.csv")
     expected = "note: labels corrected by fixes.csv: 1 images changed, 1 were labelled so already"
     assert expected in console.export_text()

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from orchestrator.cli import guard
 from orchestrator.cluster.signals import Interrupted, ignore_signals, interruptible, keep_signal_handlers
-from orchestrator.progress import Monitor
+from orchestrator.progress import Progress
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -74,6 +74,6 @@ def test_where_the_same_command_would_not_continue_it_is_said(capsys):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is always full is Linux's")
 def test_a_terminal_that_is_a_file_on_a_full_disk_ends_no_run():
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        monitor = Monitor(Console(file=full))
+        progress = Progress(Console(file=full))
         for _ in range(3):
-            monitor.say("a line" * 4000)
+            progress.log("a line" * 4000)

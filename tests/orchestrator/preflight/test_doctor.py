@@ -18,7 +18,7 @@ from orchestrator.preflight.doctor import examine
 from orchestrator.preflight.findings import Finding, report_findings
 from orchestrator.preflight.nodes import PROJECT, Install, NodeFacts, inspect_node
 from orchestrator.preflight.run_checks import inspect_token, inspect_weights
-from orchestrator.progress import Monitor
+from orchestrator.progress import Progress
 from orchestrator.run.config import RunConfig
 from orchestrator.run.execution import ExecutionOptions
 from orchestrator.run.presets import make_preset
@@ -234,10 +234,10 @@ def test_weights_that_cannot_be_loaded_are_an_error_before_a_run(
 def test_a_run_ends_at_the_first_error_in_one_line_and_logs_every_warning() -> None:
     console = Console(record=True, width=200, quiet=False)
     warnings = [Finding.warning("disk", f"is {state}", "free some space") for state in ("small", "slow")]
-    report_findings([Finding.ok("python", "3.11.7"), warnings[0]], Monitor(console))
+    report_findings([Finding.ok("python", "3.11.7"), warnings[0]], Progress(console))
     errors = [Finding.error("disk", "is full", "make room"), Finding.error("a", "b", "c")]
     with pytest.raises(ConfigError, match=r"^disk is full: make room$"):
-        report_findings([*errors, warnings[1]], Monitor(console))
+        report_findings([*errors, warnings[1]], Progress(console))
     assert console.export_text() == (
         "warning: disk is small: free some space\nwarning: disk is slow: free some space\n"
     )
