@@ -35,7 +35,7 @@ def to_one_line(text: str) -> str:
 
 
 class MuraError(Exception):
-    """Root of all errors raised on purpose; its text is always one line, whatever the names in it contain."""
+    """Root of all errors raised on purpose; its text is always one line, also if a name in it contains line breaks."""
 
     def __str__(self) -> str:
         return to_one_line(super().__str__())

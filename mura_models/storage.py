@@ -50,7 +50,9 @@ _FAULTS = {
     for name in names.split()
     if hasattr(errno, name)
 }
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+NO_LOCKS = {
+    getattr(errno, name) for name in ("ENOSYS", "ENOLCK", "EOPNOTSUPP", "ENOTSUP", "EINVAL") if hasattr(errno, name)
+}
 
 
 def classify_fault(error: OSError) -> StorageFault | None:

@@ -29,7 +29,7 @@ def read_scanned(path: Path, digest: str) -> bytes:
 
     content = retry(read)
     if hashlib.sha256(content).hexdigest() != digest:
-        raise RunError("an image was changed after the data was scanned; the same command scans anew")
+        raise RunError("an image was changed after the data was scanned; the same command scans the data again")
     return content
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mura_models.data.mura_counts import MURA_COUNTS, MURA_PATIENTS, Split
 
-MAX_PROJECTIONS = 4  # chosen by us; MURA's means lie between 2.0 and 3.5
+MAX_PROJECTIONS = 4  # chosen by us; MURA's means are between 2.0 and 3.5
 MIN_TEST_STUDIES = 15  # per bone and label: below about ten, an interval is too wide to be of use
 
 

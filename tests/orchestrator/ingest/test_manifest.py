@@ -56,7 +56,7 @@ def test_a_image_that_is_gone_or_another_one_since_the_scan_ends_the_run_in_one_
         read_scanned(image, "0" * 64)
     image.write_bytes(b"pixels")
     assert read_scanned(image, hashlib.sha256(b"pixels").hexdigest()) == b"pixels"
-    with pytest.raises(RunError, match="was changed after the data was scanned; the same command scans anew"):
+    with pytest.raises(RunError, match="was changed after the data was scanned; the same command scans the data again"):
         read_scanned(image, "0" * 64)
 
 
