@@ -77,24 +77,33 @@ class Bundle:
         dataset = read_images(images)
         source = str(images) if isinstance(images, str | os.PathLike) else dataset.name
         manifest = _select_split(dataset.manifest, split, source)
-        with tempfile.TemporaryDirectory(prefix="mura-predict-") as scratch:
-            images_NHW, failures = decode_files(manifest, self.preprocessing, Path(scratch) / "images")
-            failed = pd.DataFrame({"path": list(failures), "reason": list(failures.values())}, dtype="str")
-            excluded = pd.concat([dataset.quarantine, failed], ignore_index=True)
-            used = manifest[~manifest["path"].isin(failures)].reset_index(drop=True)
-            if used.empty:
-                raise DataError(f"{source}: no image can be used{summarize_excluded(excluded)}")
-            features = LazyFeatures(
-                images_NHW,
-                networks=self.assembly.networks,
-                backbones=self.backbones,
-                choice=self.choice,
-                scratch=Path(scratch),
-            )
-            answers = self.assembly.predict(features, study_codes(used))
+        # Windows removes no file that is mapped: the maps end with `_predict_files`, except after an error.
+        with tempfile.TemporaryDirectory(prefix="mura-predict-", ignore_cleanup_errors=True) as scratch:
+            used, answers, failures = self._predict_files(manifest, Path(scratch))
+        failed = pd.DataFrame({"path": list(failures), "reason": list(failures.values())}, dtype="str")
+        excluded = pd.concat([dataset.quarantine, failed], ignore_index=True)
+        if answers is None:
+            raise DataError(f"{source}: no image can be used{summarize_excluded(excluded)}")
         table = pd.concat([used[[column for column in KNOWN_COLUMNS if column in used]], answers], axis=1)
         table.attrs["excluded"] = excluded.to_dict("records")
         return table
+
+    def _predict_files(
+        self, manifest: pd.DataFrame, scratch: Path
+    ) -> tuple[pd.DataFrame, pd.DataFrame | None, dict[str, str]]:
+        """Return the rows that can be used, their predictions if there are any, and path -> reason of the others."""
+        images_NHW, failures = decode_files(manifest, self.preprocessing, scratch / "images")
+        used = manifest[~manifest["path"].isin(failures)].reset_index(drop=True)
+        if used.empty:
+            return used, None, failures
+        features = LazyFeatures(
+            images_NHW,
+            networks=self.assembly.networks,
+            backbones=self.backbones,
+            choice=self.choice,
+            scratch=scratch,
+        )
+        return used, self.assembly.predict(features, study_codes(used)), failures
 
 
 def _select_split(manifest: pd.DataFrame, split: str | None, source: str) -> pd.DataFrame:

@@ -1,6 +1,8 @@
 """`Bundle.predict` for every form of input, and `mura predict`, which writes its table into a file."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -66,6 +68,22 @@ def test_a_folder_is_predicted_and_the_excluded_file_is_listed(bundle, images):
     (excluded,) = table.attrs["excluded"]
     assert excluded["path"] == "broken.png"
     assert excluded["reason"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+def test_scratch_files_are_removed_when_they_are_mapped_no_longer(bundle, images, monkeypatch):
+    """Windows would refuse it before."""
+    is_mapped = []
+    cleanup = tempfile.TemporaryDirectory.cleanup
+
+    def watch(folder):
+        is_mapped.append(folder.name in Path("/proc/self/maps").read_text())
+        cleanup(folder)
+
+    monkeypatch.setattr(tempfile.TemporaryDirectory, "cleanup", watch)
+    bundle.predict(images)
+    assert is_mapped
+    assert not any(is_mapped)
 
 
 def test_files_a_csv_and_a_data_frame_get_the_answers_of_the_folder(bundle, images):
