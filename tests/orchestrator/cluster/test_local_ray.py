@@ -75,7 +75,7 @@ def test_the_token_is_readable_by_its_owner_alone(user: User, started: dict[str,
 
 
 @pytest.mark.slow
-def test_the_dashboard_answers_nobody_without_the_token(user: User, started: dict[str, str]) -> None:
+def test_the_dashboard_requires_the_token(user: User, started: dict[str, str]) -> None:
     for path in SECRET_PATHS:
         for headers in ({}, {"Authorization": "Bearer " + "0" * 64}):
             answer = requests.get(started["dashboard"] + path, headers=headers, timeout=30)

@@ -33,7 +33,7 @@ def finish(manifest, failed, folder):
     return finished, reasons
 
 
-def test_a_image_that_could_not_be_decoded_is_left_out_and_named(tmp_path):
+def test_an_image_that_could_not_be_decoded_is_left_out_and_named(tmp_path):
     manifest = make_manifest()
     finished, reasons = finish(manifest, [0, 5], tmp_path)
     assert dict(reasons) == dict.fromkeys(manifest.loc[[0, 5], "path"], "truncated")
@@ -42,15 +42,15 @@ def test_a_image_that_could_not_be_decoded_is_left_out_and_named(tmp_path):
     assert set(finished.loc[finished["split"] == "test", "fold"]) == {-1}
 
 
-def test_a_image_whose_disk_fails_for_a_while_is_waited_for(tmp_path, monkeypatch):
+def test_an_image_whose_disk_fails_for_a_while_is_waited_for(tmp_path, monkeypatch):
     image = tmp_path / "image.png"
     image.write_bytes(b"pixels")
     fail_to_read(monkeypatch, 3)
     assert read_scanned(image, hashlib.sha256(b"pixels").hexdigest()) == b"pixels"
 
 
-def test_a_image_that_is_gone_or_another_one_since_the_scan_ends_the_run_in_one_line(tmp_path):
-    """Left out, it would be missed for good: the cache remembers what cannot be decoded."""
+def test_an_image_that_is_gone_or_another_one_since_the_scan_ends_the_run_in_one_line(tmp_path):
+    """If excluded, it would be missing from then on: the cache stores what cannot be decoded."""
     image = tmp_path / "image.png"
     with pytest.raises(RunError, match=r"cannot be read any more \(No such file or directory\)"):
         read_scanned(image, "0" * 64)
@@ -85,7 +85,7 @@ def test_folds_that_another_version_cut_are_not_continued(tmp_path):
     with pytest.raises(ConfigError, match="its rows or folds are not those of this command"):
         finish(manifest, [], tmp_path)
     finished.assign(path="moved").to_parquet(tmp_path / "manifest.parquet")
-    finish(manifest, [], tmp_path)  # where the images lie does not count
+    finish(manifest, [], tmp_path)  # the paths of the images do not matter
     finished[::-1].to_parquet(tmp_path / "manifest.parquet")
     with pytest.raises(ConfigError, match="its rows or folds are not those of this command"):
         finish(manifest, [], tmp_path)
