@@ -12,7 +12,7 @@ from mura_models.storage import atomic_write
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote. Raises ConfigError where it is damaged or somebody else's."""
+    """Read what `write_json` wrote. Raises ConfigError if it is damaged or of another program."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -39,7 +39,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def to_plain(content: Any) -> Any:
-    """Turn numpy scalars into Python's and what is not finite into None, all the way down."""
+    """Return content with numpy scalars as Python's and numbers that are not finite as None, at every depth."""
     if isinstance(content, dict):
         return {str(key): to_plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

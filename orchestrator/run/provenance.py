@@ -1,4 +1,4 @@
-"""What a run is and where it comes from: run.json, and the check that a directory holds this run and no other."""
+"""run.json: the config, data and versions of a run, and the check that a directory holds this run and no other."""
 
 import platform
 import subprocess
@@ -32,14 +32,14 @@ PACKAGES = (
 
 
 def open_run(rundir: RunDir, config: RunConfig, dataset: DataSet) -> None:
-    """Write run.json, or check that the one there is of the same config and data.
+    """Write run.json, or check that the existing one has the same config and data.
 
     Raises ConfigError that names the difference.
     """
     identity = {"config": config.to_json(), "data_fingerprint": dataset.fingerprint()}
     if rundir.run_json.exists():
         there = check_schema(rundir.run_json, read_json(rundir.run_json))
-        differences = find_differences(there, identity)
+        differences = list_differences(there, identity)
         if differences:
             raise ConfigError(
                 f"{rundir.root} holds another run: {'; '.join(differences)}; give another --run-dir, or --fresh"
@@ -56,7 +56,9 @@ def check_finished(rundir: RunDir) -> None:
     objects = (rundir.report_json, rundir.selected, rundir.exploration)
     missing = [path.name for path in (*objects, *tables) if not path.is_file()]
     if missing:
-        remedy = "run it anew, by run_study.py with --fresh" if rundir.report_json.is_file() else "finish the run first"
+        remedy = (
+            "run it again, by run_study.py with --fresh" if rundir.report_json.is_file() else "finish the run first"
+        )
         raise ConfigError(f"run-dir={rundir.root}: has no {missing[0]}; {remedy}")
     read_report(rundir.report_json)
     for path in objects:
@@ -68,13 +70,13 @@ def check_finished(rundir: RunDir) -> None:
             raise ConfigError(f"{path}: damaged ({error}); finish the run again, with --fresh") from error
 
 
-def find_differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Name the settings in which two runs differ."""
+def list_differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the settings in which two runs differ, as text."""
     differences = []
     for name, value in here.items():
         other = there.get(name)
         if isinstance(value, dict) and isinstance(other, dict):
-            differences += find_differences(other, value, f"{prefix}{name}.")
+            differences += list_differences(other, value, f"{prefix}{name}.")
         elif value != other:
             differences.append(f"{prefix}{name} is {other!r} there and {value!r} here")
     return differences

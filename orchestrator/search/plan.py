@@ -1,8 +1,8 @@
 """The plan: every trial a row, written before anything is trained.
 
 Stage 1 has the probes, stage 2 what trains whole networks (the bone task among them), stage 3 the heads on the bone
-task's backbone. All targets of a recipe get the same points and the same number of steps, so that a specialist and
-the baseline it is compared with have had the same chances; `specialist_lr` and `specialist_probe_steps` set them
+task's backbone. All targets of a recipe get the same configurations and number of steps, so that a specialist and the
+baseline it is compared with have had the same chances; `specialist_lr` and `specialist_probe_steps` set them
 apart, as the source paper did.
 """
 
@@ -24,7 +24,7 @@ from orchestrator.run.names import BASELINE, BONE_TASK, ROUTER, SearchId, TrialI
 from orchestrator.search.search_space import TrialConfig, sample_configs
 
 MIN_IMAGES_PER_LABEL = 20
-"""A bone with fewer of either label in train has no specialist: the baseline serves it (DESIGN.md)."""
+"""A bone with fewer of either label in train has no specialist: the baseline is its selected model."""
 
 MIN_STEPS_PER_EPOCH = 4
 STAGES = {"linear_probe": 1, "mlp_probe": 1, "two_stage_probe": 1, "finetune": 2, "intermediate_task": 3}
@@ -183,7 +183,7 @@ class Budget:
 def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
     """Lay out every trial over the train rows of `manifest`; the same for the same config and data.
 
-    Raises SettingError for a bone that the data does not have, DataError where no baseline can be trained or judged, or
+    Raises SettingError for a bone that the data does not have, DataError if no baseline can be trained or evaluated, or
     no folds can be cut.
     """
     train = manifest[manifest["split"] == "train"]
@@ -287,22 +287,23 @@ def count_grace_epochs(config: RunConfig, trial_config: TrialConfig, budget: Bud
 def holds_out_one_fold(config: RunConfig, recipe: str) -> bool:
     """Return whether a recipe is evaluated on fold 0 only: it saw the other folds or costs too much to repeat.
 
-    The bone task has seen the other folds' images, so a head on its backbone cannot be judged on them.
+    The bone task has seen the other folds' images, so a head on its backbone cannot be evaluated on them.
     """
     return config.held_out == "fold_0" or recipe in ("finetune", "intermediate_task")
 
 
 def _check_fold_0(config: RunConfig, train: pd.DataFrame) -> None:
-    """Raise DataError where fold 0 alone would judge a baseline, and one of its sides has one label."""
-    judged = [recipe for recipe in config.system_recipes if holds_out_one_fold(config, recipe)]
+    """Raise DataError if a baseline is evaluated on fold 0 only, and fold 0 or the rest has one label only."""
+    on_fold_0 = [recipe for recipe in config.system_recipes if holds_out_one_fold(config, recipe)]
     if train["bone"].nunique() < 2:
-        judged = [recipe for recipe in judged if recipe != "intermediate_task"]
+        on_fold_0 = [recipe for recipe in on_fold_0 if recipe != "intermediate_task"]
     is_dev = train["fold"] == 0
     for side, labels in (("fold 0", train.loc[is_dev, "label"]), ("all but fold 0", train.loc[~is_dev, "label"])):
-        if judged and labels.nunique() < 2:
+        if on_fold_0 and labels.nunique() < 2:
             raise DataError(
-                f"{side} has {(labels == 0).sum()} normal and {(labels == 1).sum()} abnormal images: fold 0 (dev) "
-                f"alone judges {', '.join(judged)}, and both sides need both labels; give other dev rows or folds"
+                f"{side} has {(labels == 0).sum()} normal and {(labels == 1).sum()} abnormal images: to evaluate "
+                f"{', '.join(on_fold_0)} on fold 0 only, fold 0 and the rest need both labels; change --folds or "
+                "the dev rows"
             )
 
 
@@ -313,7 +314,7 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -
     if missing:
         raise SettingError("bones", missing[0], f"not in the data, which has {', '.join(known)}")
     num_folds = train.groupby("bone")["fold"].nunique()
-    judged_by_fold_0 = any(holds_out_one_fold(config, recipe) for recipe in config.specialist_recipes)
+    on_fold_0 = any(holds_out_one_fold(config, recipe) for recipe in config.specialist_recipes)
     labels_of_side = train.groupby(["bone", train["fold"] == 0])["label"].nunique().unstack(fill_value=0)
     untrainable = {}
     for bone in known:
@@ -326,9 +327,13 @@ def _split_bones(config: RunConfig, counts: pd.DataFrame, train: pd.DataFrame) -
                 f"a specialist needs {MIN_IMAGES_PER_LABEL} of each"
             )
         elif num_folds[bone] < 2:
-            untrainable[bone] = "all of its train images lie in one fold: a head would have none to learn from"
-        elif judged_by_fold_0 and labels_of_side.loc[bone].min() < 2:
-            side = "fold 0, which judges specialists," if labels_of_side.loc[bone, True] < 2 else "all but fold 0"
+            untrainable[bone] = "all of its train images are in one fold: a head would have none to learn from"
+        elif on_fold_0 and labels_of_side.loc[bone].min() < 2:
+            side = (
+                "fold 0, on which specialists are evaluated,"
+                if labels_of_side.loc[bone, True] < 2
+                else "all but fold 0"
+            )
             untrainable[bone] = f"{side} lacks a label of it: try another number of folds"
     return [bone for bone in wanted if bone not in untrainable], untrainable
 

@@ -1,4 +1,4 @@
-"""Replicates: a winner's configuration trained again under fresh seeds, as one lucky seed says little about it.
+"""Replicates: a winner's configuration trained again under fresh seeds, since one seed may have been lucky.
 
 A winner's own score is the best of many and flatters it; the mean over fresh seeds does not. The median replicate is
 exported, or all of them as an ensemble.

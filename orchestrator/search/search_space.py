@@ -12,7 +12,7 @@ from orchestrator.run.config import RECIPES, RunConfig
 LR_RANGE = {"linear_probe": (3e-3, 3e-2), "mlp_probe": (5e-5, 1e-3), "finetune": (1e-4, 1e-3)}
 """Base rates searched, log-uniform: chosen by us on held-out folds of FracAtlas (docs/explanation/decisions.md)."""
 WEIGHT_DECAY_RANGE = {"linear_probe": (3.0, 100.0), "mlp_probe": (1e-2, 30.0), "finetune": (1e-2, 1.0)}
-"""Log-uniform; decoupled from the gradient (AdamW), so it takes effect as lr times this value an update."""
+"""Log-uniform; decoupled from the gradient (AdamW), so it takes effect as lr times this value per step."""
 BACKBONE_LR_FACTORS = (1.0, 0.3, 0.1)
 """The backbone's rate as a part of the head's, tried in turn."""
 
@@ -45,14 +45,14 @@ FINETUNE_DEFAULT = (LrSchedule(name="warmup_cosine", boundary=0.1, final_factor=
 def sample_configs(config: RunConfig, recipe: str, *, is_specialist: bool) -> list[TrialConfig]:
     """Return a recipe's configurations, the same for all its targets; but the paper gave specialists another rate."""
     head_recipe = "mlp_probe" if recipe == "intermediate_task" else recipe
-    num_points = count_trials(config, recipe)
-    first = _list_first(config, recipe, is_specialist=is_specialist)[:num_points]
+    num_configs = count_trials(config, recipe)
+    first = _list_first(config, recipe, is_specialist=is_specialist)[:num_configs]
     salt = RECIPES.index(recipe)
     rng = np.random.default_rng([config.seed, salt])
-    num_drawn = num_points - len(first)
+    num_drawn = num_configs - len(first)
     tried = {schedule.name for schedule, *_ in first}
     drawn = _draw(head_recipe, num_drawn, tried, rng) if num_drawn else []
-    seeds = np.random.SeedSequence([config.seed, salt, 1]).generate_state(num_points) >> 1
+    seeds = np.random.SeedSequence([config.seed, salt, 1]).generate_state(num_configs) >> 1
     return [
         TrialConfig(
             schedule=schedule,
@@ -87,8 +87,8 @@ def _list_first(config: RunConfig, recipe: str, *, is_specialist: bool) -> list[
 def _draw(
     recipe: str, num: int, tried: Collection[str], rng: np.random.Generator
 ) -> list[tuple[LrSchedule, float, float]]:
-    rates = _spread_log(LR_RANGE[recipe], num, rng)
-    decays = _spread_log(WEIGHT_DECAY_RANGE[recipe], num, rng)
+    rates = latin_hypercube_log_uniform(LR_RANGE[recipe], num, rng)
+    decays = latin_hypercube_log_uniform(WEIGHT_DECAY_RANGE[recipe], num, rng)
     names = [LR_SCHEDULES[i % len(LR_SCHEDULES)] for i in rng.permutation(max(num, len(LR_SCHEDULES)))]
     if num < len(names):  # too few for all: those first that no trial has tried
         names = sorted(names, key=lambda name: name in tried)[:num]
@@ -104,7 +104,7 @@ def _choose_factor(config: RunConfig, number: int) -> float:
     return config.finetune.backbone_lr_factor or BACKBONE_LR_FACTORS[turn]
 
 
-def _spread_log(bounds: tuple[float, float], num: int, rng: np.random.Generator) -> np.ndarray:
+def latin_hypercube_log_uniform(bounds: tuple[float, float], num: int, rng: np.random.Generator) -> np.ndarray:
     """Draw one value from each of `num` equal log-intervals of `bounds`, in random order (Latin hypercube)."""
     low, high = np.log(bounds)
     places = (rng.permutation(num) + rng.uniform(size=num)) / max(1, num)

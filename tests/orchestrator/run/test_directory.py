@@ -288,5 +288,5 @@ def test_a_finished_run_that_lost_a_table_is_named_in_one_line(tmp_path):
     for path in (rundir.report_json, rundir.selected, rundir.exploration):
         write_json(path, {})
     write_table(rundir.trials, pd.DataFrame({"trial": ["a"]}))
-    with pytest.raises(ConfigError, match=r"has no predictions\.parquet; run it anew"):
+    with pytest.raises(ConfigError, match=r"has no predictions\.parquet; run it again"):
         check_finished(rundir)

@@ -370,7 +370,9 @@ def test_a_bone_that_fold_0_cannot_judge_has_no_specialist_where_fold_0_judges()
     of_hand = (manifest["bone"] == "hand") & (manifest["split"] == "train")
     manifest.loc[of_hand & (manifest["label"] == 1) & (manifest["fold"] == 0), "fold"] = 1
     assert "specialist:hand/mlp_probe" in make_plan(CONFIG, manifest).searches
-    assert "fold 0, which judges" in make_plan(FINETUNE, manifest).untrainable["hand"]
+    assert (
+        "fold 0, on which specialists are evaluated, lacks a label" in make_plan(FINETUNE, manifest).untrainable["hand"]
+    )
     manifest.loc[of_hand & (manifest["label"] == 1), "fold"] = 0
     assert "all but fold 0" in make_plan(FINETUNE, manifest).untrainable["hand"]
 
@@ -381,8 +383,8 @@ def test_a_baseline_that_fold_0_cannot_judge_is_refused_before_it_is_trained(con
     manifest = make_manifest()
     is_train = manifest["split"] == "train"
     manifest.loc[is_train & (manifest["label"] == label) & (manifest["fold"] == 0), "fold"] = 1
-    told = rf"^fold 0 has (\d+ normal and 0|0 normal and \d+) abnormal images: fold 0 \(dev\) alone judges {judged}.*"
-    with pytest.raises(DataError, match=told + "give other dev rows"):
+    told = rf"^fold 0 has (\d+ normal and 0|0 normal and \d+) abnormal images: to evaluate {judged}.* on fold 0 only.*"
+    with pytest.raises(DataError, match=told + "change --folds or the dev rows"):
         make_plan(config, manifest)
     manifest.loc[is_train & (manifest["label"] == label), "fold"] = 0
     with pytest.raises(DataError, match="all but fold 0 has"):
