@@ -1,6 +1,6 @@
 """The paper's preprocessing and augmentations, the only copy: resized on the CPU, then batched on the device.
 
-An image stays one channel until it is normalised: the same pixels as the paper's three equal channels, for a
+An image stays one channel until it is normalized: the same pixels as the paper's three equal channels, for a
 third of the work.
 """
 

@@ -97,7 +97,7 @@ def choose_threshold(labels: Ints, p_abnormal: Floats, *, default: float = 0.5) 
         return default
     starts, stops = _find_runs(kappas >= kappas.max() - KAPPA_TOLERANCE)
     below, above = values[starts], values[stops]
-    # Neighbours one float apart have no middle: any value in (below, above] splits the rows alike.
+    # Neighbors one float apart have no middle: any value in (below, above] splits the rows alike.
     middles = np.maximum((below + above) / 2, np.nextafter(below, np.inf))
     return float(middles[np.lexsort((np.abs(middles - default), below - above))[0]])
 

@@ -26,7 +26,7 @@ def open_dataset(asked: Path | None, progress: Progress, corrections: Path | Non
     if (made := dataset.corrections) is not None:
         progress.log(
             f"note: labels corrected by {made.file}: {made.images_changed} images changed, "
-            f"{made.images_unchanged} were labelled so already"
+            f"{made.images_unchanged} were labeled so already"
         )
     if len(dataset.quarantine):
         progress.log(

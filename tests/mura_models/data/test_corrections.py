@@ -196,5 +196,5 @@ def test_the_terminal_reports_what_was_corrected(manifest):
     (manifest.parent / "fixes.csv").write_text("path,label,source\na.png,1,x\nd.png,0,x\n")
     console = Console(width=80, record=True, file=io.StringIO())
     open_dataset(manifest, Progress(console), manifest.parent / "fixes.csv")
-    expected = "note: labels corrected by fixes.csv: 1 images changed, 1 were labelled so already"
+    expected = "note: labels corrected by fixes.csv: 1 images changed, 1 were labeled so already"
     assert expected in console.export_text()
