@@ -74,7 +74,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing torch and torchvision"
 	@$(PIP_INSTALL) torch torchvision
 	@echo "Installing the project and what else it needs"
-	@$(PIP_INSTALL) -e ".[dev]"
+	@$(PIP_INSTALL) -e ".[train,dev]"
 	@touch $@
 
 $(DOCS_INSTALLED): $(INSTALLED)

@@ -21,7 +21,7 @@ class Preprocessing:
         if not 16 <= self.image_size_px <= 1024:
             raise SettingError("image_size_px", self.image_size_px, "must be between 16 and 1024")
         if self.resize not in get_args(ResizeMode):
-            raise SettingError("resize", self.resize, "must be stretch or pad")
+            raise SettingError("resize", self.resize, f"must be one of {', '.join(get_args(ResizeMode))}")
 
     def key(self) -> str:
         """Return the settings as a cache key: equal keys, equal pixels."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mura_models.errors import SettingError, WeightsError
@@ -15,7 +15,7 @@ WEIGHTS_WITHOUT_FILE = ("imagenet", "random")
 class BackboneSpec:
     """A backbone and its weights."""
 
-    name: str = LITE0
+    name: str = field(default=LITE0, metadata={"option": "--backbone"})
     """Frozen network that turns images into features: efficientnet_lite0, resnet18, resnet50, densenet169 or any
     timm model."""
     weights: str = "imagenet"

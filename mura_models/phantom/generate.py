@@ -13,7 +13,7 @@ from pathlib import Path
 import PIL
 
 from mura_models.data.mura_counts import MURA_COUNTS, Split
-from mura_models.errors import ConfigError
+from mura_models.errors import ConfigError, SettingError
 from mura_models.phantom.counts import PlannedStudy, plan_studies
 from mura_models.phantom.study import write_study
 from mura_models.storage import UNFINISHED, hold_lock
@@ -44,9 +44,9 @@ def write_phantom(
     Raises ConfigError for a scale out of range, or a `root` that contains other files than a phantom.
     """
     if not 0 < scale <= 1:
-        raise ConfigError(f"phantom scale is {scale}: it must be above 0 and at most 1; 0.05 is the default")
+        raise SettingError("scale", scale, "must be above 0 and at most 1; 0.05 is the default")
     if seed < 0:
-        raise ConfigError(f"phantom seed is {seed}: it must not be negative")
+        raise SettingError("seed", seed, "must not be negative")
     root = Path(root).absolute()
     identity: dict[str, object] = {"version": VERSION, "scale": scale, "seed": seed, "pillow": PIL.__version__}
     if _is_written(root, identity):

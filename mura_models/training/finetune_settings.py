@@ -1,9 +1,6 @@
 """Settings for training a whole network. Free of torch, so that the command line can list them."""
 
-import ast
-import inspect
-from dataclasses import dataclass, fields
-from typing import Any, get_args, get_type_hints
+from dataclasses import dataclass
 
 from mura_models.errors import SettingError
 
@@ -13,7 +10,7 @@ class FinetuneSettings:
     """How the whole network is trained. Each field is an option of the command, and its docstring the help text."""
 
     backbone_lr_factor: float | None = None
-    """Backbone learning rate relative to the head's (default: tune over 1, 0.3 and 0.1)."""
+    """Backbone learning rate relative to the head's; if it is not set, trials use 1, 0.3 and 0.1 in turn."""
     freeze_backbone_epochs: int = 0
     """Epochs at the start in which only the head is trained."""
     warm_start_head: bool = True
@@ -41,38 +38,3 @@ class FinetuneSettings:
         for name in ("scale_jitter", "brightness_contrast_jitter"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingError(name, getattr(self, name), "must be at least 0 and below 1")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Field:
-    """One setting as a command line shows it."""
-
-    name: str
-    type: type
-    default: Any
-    text: str
-
-
-def describe_fields(settings: type) -> list[Field]:
-    """Return the fields of a dataclass of settings with their docstrings; None in a type is left out."""
-    hints = get_type_hints(settings)
-    docs = _read_field_docs(settings)
-    return [
-        Field(
-            name=field.name,
-            type=next((kind for kind in get_args(hints[field.name]) if kind is not type(None)), hints[field.name]),
-            default=field.default,
-            text=docs[field.name],
-        )
-        for field in fields(settings)
-    ]
-
-
-def _read_field_docs(settings: type) -> dict[str, str]:
-    definition = ast.parse(inspect.getsource(settings)).body[0]
-    assert isinstance(definition, ast.ClassDef)
-    docs = {}
-    for field, doc in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr):
-            docs[field.target.id] = ast.literal_eval(doc.value)
-    return docs

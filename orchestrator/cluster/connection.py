@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import ray
 from ray.exceptions import AuthenticationError, OutOfDiskError
 
-from mura_models.errors import ConfigError, StorageError
+from mura_models.errors import ConfigError, SettingError, StorageError
 from orchestrator.cluster.auth_token import REMEDY, find_token
 from orchestrator.cluster.local_ray import hide_paths, start_local_ray
 from orchestrator.cluster.ray_private import silence_token_log
@@ -57,19 +57,20 @@ def _start_or_join(address: str | None) -> None:
         if not str(error).startswith("Version mismatch"):  # Ray compares versions after it has joined
             raise
         text = " ".join(str(error).split())
-        raise ConfigError(f"address={address}: {text}; install the same Ray and Python here and there") from error
+        raise SettingError("address", address, f"{text}; install the same Ray and Python here and there") from error
 
 
 def _join(address: str) -> None:
     try:
         check_port_open(address)
     except (OSError, ValueError) as error:
-        text = f"address={address}: no Ray cluster answers there ({_first_line(error)})"
-        raise ConfigError(f"{text}; check that its head is up and that this is the head's HOST:PORT") from error
+        text = f"no Ray cluster answers there ({_first_line(error)})"
+        rule = f"{text}; check that its head is up and that this is the head's HOST:PORT"
+        raise SettingError("address", address, rule) from error
     try:
         ray.init(address=address, log_to_driver=False, logging_level="WARNING")
     except (OSError, ValueError) as error:  # also for a wrong token: Ray retries for 20 s and does not mention it
-        raise ConfigError(f"address={address}: {_first_line(error)}; {REMEDY}") from error
+        raise SettingError("address", address, f"{_first_line(error)}; {REMEDY}") from error
 
 
 def resolve_address(execution: ExecutionOptions) -> str | None:

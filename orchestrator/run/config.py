@@ -1,4 +1,4 @@
-"""What a run is (RunConfig) and where it runs (ExecutionOptions): frozen, checked when made.
+"""What a run is: every setting that decides its figures, frozen and checked when made.
 
 Only RunConfig belongs to a run's identity: the same RunConfig over the same data gives the same manifest, folds and
 plan on a laptop and on a cluster.
@@ -40,7 +40,7 @@ class RunConfig:
     num_trials: int = 12
     """Trials per probe search."""
     num_epochs: int = 16
-    """Most epochs per trial. Unless --finetune-epochs is given, it also holds for whole networks."""
+    """Most epochs per trial."""
     num_steps: int | None = None
     """Optimizer steps of a probe trial at full length (default: an epoch is one pass over the largest bone, or over
     all bones under the preset paper)."""
@@ -82,7 +82,7 @@ class RunConfig:
     finetune_trials: int = 4
     """Trials per search."""
     finetune_epochs: int = 12
-    """Most epochs per trial (default under --epochs N: N)."""
+    """Most epochs per trial. If left out, it follows --epochs."""
     finetune_steps: int | None = None
     """Optimizer steps of a trial at full length (default: as for probes)."""
     finetune_batch_size: int = 32
@@ -118,7 +118,7 @@ class RunConfig:
         if values is None:
             return
         if not values:
-            raise SettingError(name, "", "name at least one")
+            raise SettingError(name, (), "name at least one")
         for value in values:
             if name != "bones":
                 check_choice(name, value)
@@ -127,7 +127,7 @@ class RunConfig:
 
     @property
     def selected_metric(self) -> str:
-        """By which dev decides what is served: always by study, since a study is what is answered."""
+        """Dev metric that models are selected by: always per study, since a study gets the answer."""
         return "accuracy" if self.metric == "image_accuracy" else self.metric
 
     @property

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from mura_models.data.dataset import DataSet
-from mura_models.errors import ConfigError
+from mura_models.errors import ConfigError, SettingError
 from mura_models.storage import NO_LOCKS, remove_unfinished
 from orchestrator.run.config import RunConfig
 from orchestrator.run.execution import ExecutionOptions
@@ -170,7 +170,7 @@ class RunDir:
                 problem = f"its disk has no locks ({error.strerror}); give one on another disk"
             else:
                 problem = f"cannot be written to ({error.strerror}); give another"
-            raise ConfigError(f"run-dir={self.root}: {problem}") from None
+            raise SettingError("run_dir", self.root, problem) from None
         try:
             yield
         finally:
@@ -189,9 +189,8 @@ def choose_rundir(config: RunConfig, execution: ExecutionOptions, dataset: DataS
     """
     root = execution.run_dir or Path("runs") / f"{dataset.name}-{config.digest(dataset.fingerprint())}"
     if is_inside_job() and not root.is_absolute():
-        raise ConfigError(
-            f"run-dir={root}: a Ray job works in a temporary folder and would lose it; give --run-dir /an/absolute/path"
-        )
+        rule = "a Ray job works in a temporary folder and would lose it; give an absolute path"
+        raise SettingError("run_dir", root, rule)
     if execution.fresh:
         taken = root
         number = 2

@@ -7,6 +7,7 @@ full    the whole network too, as Stanford trained it, for machines with GPUs
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.errors import SettingError
@@ -33,7 +34,7 @@ def quick() -> RunConfig:
 def paper() -> RunConfig:
     """Return the source paper's settings: ResNet-18, a tenth for dev, one trial a system, the best epoch by accuracy.
 
-    Two things differ on purpose: the tenth is cut by patient, not by image, and what is served is chosen by study.
+    Two things differ on purpose: the tenth is cut by patient, not by image, and models are selected per study.
     """
     return replace(
         quick(),
@@ -77,6 +78,7 @@ def full() -> RunConfig:
     )
 
 
+PresetName = Literal["quick", "paper", "full"]
 PRESETS: dict[str, Callable[[], RunConfig]] = {"quick": quick, "paper": paper, "full": full}
 
 

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from mura_models.data.dataset import DataSet
-from mura_models.errors import ConfigError
+from mura_models.errors import ConfigError, SettingError
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.files import read_json, write_json
@@ -59,7 +59,7 @@ def check_finished(rundir: RunDir) -> None:
         remedy = (
             "run it again, by run_study.py with --fresh" if rundir.report_json.is_file() else "finish the run first"
         )
-        raise ConfigError(f"run-dir={rundir.root}: has no {missing[0]}; {remedy}")
+        raise SettingError("run_dir", rundir.root, f"has no {missing[0]}; {remedy}")
     read_report(rundir.report_json)
     for path in objects:
         read_json(path)

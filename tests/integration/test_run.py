@@ -237,7 +237,7 @@ def test_an_address_without_a_cluster_is_reported_within_a_minute(user: User, im
     done = user.call(sys.executable, ROOT / "run_study.py", *options, timeout_s=60)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "address=127.0.0.1:1: no Ray cluster answers there" in line
+    assert "--address 127.0.0.1:1: no Ray cluster answers there" in line
 
 
 @pytest.mark.slow

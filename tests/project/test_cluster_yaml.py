@@ -82,7 +82,7 @@ def test_tasks_do_not_inherit_the_single_thread_of_ray_up(cluster: dict[str, Any
 def test_every_installation_keeps_to_the_constraints(cluster: dict[str, Any]) -> None:
     commands = [command for key in cluster if key.endswith("setup_commands") for command in cluster[key]]
     installs = [command for command in commands if "pip install" in command]
-    assert any(command.endswith("-e .") for command in installs)
+    assert any(command.endswith('-e ".[train]"') for command in installs)
     for command in installs:
         assert "-c constraints.txt" in command
 

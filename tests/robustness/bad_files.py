@@ -176,7 +176,7 @@ FIT = "bundle: its parts do not fit together"
 FILES: dict[str, Rejection] = {
     "no weights": weights("weights 'gone.pt': no such file", "gone.pt"),
     "empty name of weights": Rejection(
-        text="weights=: must be imagenet, random or the path", options=("--weights", "")
+        text="--weights '': must be imagenet, random or the path", options=("--weights", "")
     ),
     "a folder as weights": weights("'w.pt': not a file", "w.pt", Path.mkdir),
     "a pipe as weights": weights("'w.pt': not a file", "w.pt", os.mkfifo),
@@ -264,10 +264,10 @@ FILES: dict[str, Rejection] = {
         for part in ("sha256", "models", "classes", "selected", "backbones", "runtime", "preprocessing")
     },
     # What is to be predicted, and where predictions are written.
-    "predictions in an unknown format": out("out=a.xlsx: must end in .csv, .parquet, .json", "a.xlsx"),
-    "predictions in place of a folder": out("out=folder.csv: is a folder", "folder.csv"),
-    "predictions inside a file": out("out=0.png/a.csv: cannot be written", "0.png/a.csv"),
-    "predictions that may not be written": out("out=/proc/a.csv: cannot be written", "/proc/a.csv"),
+    "predictions in an unknown format": out("--out a.xlsx: must end in .csv, .parquet, .json", "a.xlsx"),
+    "predictions in place of a folder": out("--out folder.csv: is a folder", "folder.csv"),
+    "predictions inside a file": out("--out 0.png/a.csv: cannot be written", "0.png/a.csv"),
+    "predictions that may not be written": out("--out /proc/a.csv: cannot be written", "/proc/a.csv"),
     "nothing to predict": predict("nowhere: no such file or folder; give a CSV", "nowhere"),
     "a pipe to predict": predict(
         "cannot be read (not a regular file)", "pipe.csv", lambda clinic: os.mkfifo("pipe.csv")

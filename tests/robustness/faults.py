@@ -131,7 +131,7 @@ class FaultyRun:
         assert driver.returncode in (0, code), self.user.log.read_text()
         log = self.user.log.read_text()
         assert "Traceback" not in log
-        assert driver.returncode <= 0 or log.splitlines()[-1] == "stopped: the same command continues from here"
+        assert driver.returncode <= 0 or log.splitlines()[-1].startswith("Interrupted. Resume with: ")
 
     def _kill(self, victim: str) -> None:
         if victim == "node":

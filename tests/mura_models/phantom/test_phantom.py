@@ -248,7 +248,7 @@ def test_what_a_killed_generator_left_is_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, -0.1, 1.5, float("nan")])
 def test_a_scale_out_of_range_is_one_clear_line(tmp_path: Path, scale: float) -> None:
-    with pytest.raises(ConfigError, match=r"phantom scale is .*above 0 and at most 1"):
+    with pytest.raises(ConfigError, match=r"scale=.*: must be above 0 and at most 1"):
         write_phantom(tmp_path / "phantom", scale=scale)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator.cli import guard
+from mura_models.errors import StorageError
+from orchestrator.cli import guard, resumable
 from orchestrator.cluster.signals import Interrupted, ignore_signals, interruptible, keep_signal_handlers
 from orchestrator.progress import Progress
 
@@ -59,16 +60,37 @@ def test_a_clean_up_is_not_cut_short():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_where_the_same_command_would_not_continue_it_is_said(capsys):
+@pytest.mark.parametrize(
+    ("options", "resumed"),
+    [
+        ("--all-bones", "--all-bones --run-dir runs/a"),
+        ("--fresh --all-bones", "--all-bones --run-dir runs/a"),
+        ("--all-bones --run-dir runs/a", "--all-bones --run-dir runs/a"),
+        ("--all-bones --fresh --run-dir runs/b", "--all-bones --run-dir runs/b --run-dir runs/a"),
+    ],
+)
+def test_what_stops_a_run_is_reported_with_the_command_that_resumes_it(options, resumed, capsys):
+    words = ("python", "run_study.py", *options.split())
+
     def stop():
-        os.kill(os.getpid(), signal.SIGTERM)
+        with resumable(words, Path("runs/a")):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def fail():
+        with resumable(words, Path("runs/a")):
+            raise StorageError("run.json: cannot be written")
 
     assert guard(stop) == 143
-    assert capsys.readouterr().err == "stopped: the same command continues from here\n"
-    assert guard(stop, is_fresh=True) == 143
+    assert capsys.readouterr().err == f"Interrupted. Resume with: python run_study.py {resumed}\n"
+    assert guard(fail) == 1
     assert capsys.readouterr().err == (
-        "stopped: the same command continues from here, with this run's directory as --run-dir in place of --fresh\n"
+        f"failed: run.json: cannot be written. Resume with: python run_study.py {resumed}\n"
     )
+
+
+def test_a_signal_before_the_run_directory_is_known_is_reported_without_one(capsys):
+    assert guard(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 143
+    assert capsys.readouterr().err == "Interrupted. Run the same command again to resume.\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is always full is Linux's")

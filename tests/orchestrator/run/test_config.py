@@ -60,7 +60,7 @@ def test_the_paper_preset_has_the_papers_settings():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "text"),
     [
         ({"metric": "f1"}, "metric=f1: must be one of auroc, kappa, accuracy, image_accuracy"),
         ({"sampling": ("heavy",)}, "sampling=heavy: must be one of plain, balanced_bones"),
@@ -76,9 +76,9 @@ def test_the_paper_preset_has_the_papers_settings():
         ({"specialist_probe_steps": 0}, "specialist_probe_steps=0: must be between 1 and "),
         ({"epoch_covers": "a_bone"}, "epoch_covers=a_bone: must be one of largest_bone, all_bones"),
         ({"grace_fraction": 1.5}, r"grace_fraction=1.5: must be between 0 and 1"),
-        ({"sampling": ()}, "sampling=: name at least one"),
-        ({"recipes": ()}, "recipes=: name at least one"),
-        ({"bones": ()}, "bones=: name at least one"),
+        ({"sampling": ()}, r"sampling=\(\): name at least one"),
+        ({"recipes": ()}, r"recipes=\(\): name at least one"),
+        ({"bones": ()}, r"bones=\(\): name at least one"),
         ({"num_trials": 0}, "num_trials=0: must be between 1 and "),
         ({"num_epochs": 0}, "num_epochs=0: must be between 1 and "),
         ({"num_folds": 1}, "num_folds=1: must be between 2 and "),
@@ -88,8 +88,8 @@ def test_the_paper_preset_has_the_papers_settings():
         ({"seed": 2**31}, "seed=2147483648: must be between 0 and "),
     ],
 )
-def test_a_run_that_cannot_be_is_refused_in_one_line(wrong, told):
-    with pytest.raises(ConfigError, match=told) as caught:
+def test_a_run_that_cannot_be_is_refused_in_one_line(wrong, text):
+    with pytest.raises(ConfigError, match=text) as caught:
         RunConfig(**wrong)
     assert "\n" not in str(caught.value)
 
@@ -116,7 +116,7 @@ def test_the_full_preset_trains_whole_networks_as_stanford_did():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "text"),
     [
         ({"backbone_lr_factor": 0}, "backbone_lr_factor=0"),
         ({"freeze_backbone_epochs": -1}, "freeze_backbone_epochs=-1"),
@@ -126,8 +126,8 @@ def test_the_full_preset_trains_whole_networks_as_stanford_did():
         ({"brightness_contrast_jitter": -0.1}, "brightness_contrast_jitter=-0.1"),
     ],
 )
-def test_a_training_of_the_network_that_cannot_be_is_refused_by_its_value(wrong, told):
-    with pytest.raises(ConfigError, match=f"{told}: must"):
+def test_a_training_of_the_network_that_cannot_be_is_refused_by_its_value(wrong, text):
+    with pytest.raises(ConfigError, match=f"{text}: must"):
         FinetuneSettings(**wrong)
 
 
