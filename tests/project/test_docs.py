@@ -1,5 +1,6 @@
 """The documentation: equal to the command line, and every file and page that it names is there."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -8,6 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from factories import make_manifest
+
+from orchestrator.run.config import RunConfig
+from orchestrator.run.directory import RunDir
+from orchestrator.run.journal import JournalLine
+from orchestrator.run.report_schema import ReportData
+from orchestrator.search.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -95,3 +103,21 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
         r'<(?:script|img)[^>]*\ssrc="https?://|<link[^>]*\srel="(?:stylesheet|preconnect)"[^>]*https?://'
     )
     assert pages and [str(page) for page, text in pages.items() if loaded.search(text)] == []
+
+
+def test_the_run_directory_page_names_every_file_and_every_column_of_plan_and_journal() -> None:
+    text = (DOCS / "reference" / "run-directory.md").read_text(encoding="utf-8")
+    rundir = RunDir(Path("runs/a"))
+    paths = [getattr(rundir, name) for name, value in vars(RunDir).items() if isinstance(value, property)]
+    temporary = {"embeddings"}  # removed at the end of a run
+    assert [path.name for path in paths if path.name not in text and path.name not in temporary] == []
+    columns = [
+        *make_plan(RunConfig(num_folds=3), make_manifest()).to_table(),
+        *(field.name for field in dataclasses.fields(JournalLine)),
+    ]
+    assert [name for name in columns if f"`{name}`" not in text] == []
+
+
+def test_the_report_page_names_every_part_of_report_json() -> None:
+    text = (DOCS / "reference" / "report-json.md").read_text(encoding="utf-8")
+    assert [field.name for field in dataclasses.fields(ReportData) if f"`{field.name}`" not in text] == []
