@@ -34,10 +34,10 @@ class InMemory(FinetuneTraining):
 
     kept: Tensor | None = None
 
-    def fetch_images(self, entries_B: np.ndarray, views_B: np.ndarray, update: int) -> Tensor:
+    def fetch_images(self, entries_B: np.ndarray, views_B: np.ndarray, step: int) -> Tensor:
         """Return the first batch again."""
         if self.kept is None:
-            self.kept = super().fetch_images(entries_B, views_B, update)
+            self.kept = super().fetch_images(entries_B, views_B, step)
         return self.kept
 
 
@@ -71,9 +71,9 @@ def _compare(images_NHW: np.ndarray, args: argparse.Namespace, name: str, augmen
     """Time both kinds of step in turns and print one line; return the time in memory over that from the store."""
     stored, in_memory = (_make_training(kind, images_NHW, args, augmentation) for kind in (FinetuneTraining, InMemory))
     pairs = []
-    for update in range(NUM_WARM_UP + args.steps):
-        order = (stored, in_memory) if update % 2 else (in_memory, stored)
-        seconds = {id(training): _time_step(training, update) for training in order}
+    for step in range(NUM_WARM_UP + args.steps):
+        order = (stored, in_memory) if step % 2 else (in_memory, stored)
+        seconds = {id(training): _time_step(training, step) for training in order}
         pairs.append((seconds[id(stored)], seconds[id(in_memory)]))
     stored_s, in_memory_s = (np.array(times) for times in zip(*pairs[NUM_WARM_UP:], strict=True))
     ratio = float(np.median(in_memory_s / stored_s))
@@ -103,7 +103,7 @@ def _make_training(
         images_NHW=images_NHW,
     )
     settings = TrialSettings(
-        head="linear_probe",
+        head="linear",
         lr=1e-4,
         steps_per_epoch=args.steps + NUM_WARM_UP,
         batch_size=args.batch_size,
@@ -112,10 +112,10 @@ def _make_training(
     return kind(data, settings, backbone.module, device=args.device)
 
 
-def _time_step(training: FinetuneTraining, update: int) -> float:
-    """Return the seconds that an update takes, to its last kernel."""
+def _time_step(training: FinetuneTraining, step: int) -> float:
+    """Return the seconds that a step takes, to its last kernel."""
     start = time.perf_counter()
-    training.train_step(update)
+    training.train_step(step)
     if training.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -80,14 +80,14 @@ def make_probe_data(target="baseline", *, manifest=None, seed=0):
 
 def make_settings(**changes):
     """Return the settings of a trial of milliseconds."""
-    small = {"head": "mlp_probe", "lr": 0.01, "num_epochs": 4, "steps_per_epoch": 3, "batch_size": 16}
+    small = {"head": "mlp", "lr": 0.01, "num_epochs": 4, "steps_per_epoch": 3, "batch_size": 16}
     return TrialSettings(**small | {"hidden_size": 5, "grace_epochs": 4, "seed": 7} | changes)
 
 
-def make_heads(*, num_outputs=1, recipe="linear_probe", num_features=NUM_FEATURES, seed=0):
+def make_heads(*, num_outputs=1, kind="linear", num_features=NUM_FEATURES, seed=0):
     """Return heads with random weights and a standardization that is not the identity."""
     shape = {"num_heads": NUM_FOLDS, "num_features": num_features, "num_outputs": num_outputs, "hidden_size": 5}
-    heads = Heads(HeadSettings(recipe=recipe, **shape), seed=seed)
+    heads = Heads(HeadSettings(kind=kind, **shape), seed=seed)
     for weight in heads.weights:
         weight.data *= 4  # so that answers differ
     drawn = torch.Generator().manual_seed(seed)
@@ -99,11 +99,12 @@ def make_heads(*, num_outputs=1, recipe="linear_probe", num_features=NUM_FEATURE
 def make_model(target, recipe="mlp_probe", *, num_features=NUM_FEATURES, seed=0, temperature=1.5, threshold=0.55):
     """Return a model of abnormality with random weights."""
     calibration = Calibration(temperature=temperature, threshold=threshold)
-    networks = (Network(backbone=FROZEN, heads=make_heads(recipe=recipe, num_features=num_features, seed=seed)),)
+    kind = "linear" if recipe == "linear_probe" else "mlp"
+    networks = (Network(backbone=FROZEN, heads=make_heads(kind=kind, num_features=num_features, seed=seed)),)
     return AbnormalityModel(target=target, recipe=recipe, networks=networks, calibration=calibration)
 
 
-def serve_features(features_ND):
+def wrap_features(features_ND):
     """Return embeddings as an assembly asks for them, by the one backbone there is."""
 
     def find_features(backbone, rows):

@@ -19,7 +19,7 @@ CHUNK_ELEMENTS = 1_000_000  # rows x resamples at once: 8 MB an array; fast from
 
 
 class Estimate(TypedDict):
-    """A metric with its interval; `why` says what is missing."""
+    """A metric with its 95% interval; `reason` is there if one of them is missing."""
 
     value: float | None
     ci95: list[float] | None
@@ -48,7 +48,7 @@ def has_few(parts: Sequence[Scored]) -> bool:
 
 
 def summarize(scored: Scored, *, num_resamples: int = 2000, seed: int = 0) -> dict[str, Estimate]:
-    """Return every metric with its interval; resamples in which a metric does not exist are left out."""
+    """Return every metric with its interval; resamples in which a metric does not exist are ignored."""
     points = score(scored)
     few = has_few([scored])
     resamples = {} if few else _resample([scored], METRICS, num_resamples, seed)
@@ -67,7 +67,7 @@ def compare(a: Scored, b: Scored, *, metric: str, num_resamples: int = 2000, see
     """Compare two systems on the same rows: a - b, patients drawn for both at once.
 
     Two-sided, over the R resamples in which the difference d exists, and never 0:
-    p = min(1, 2 (1 + min(#{d <= 0}, #{d >= 0})) / (1 + R)). Raises ValueError where the rows differ.
+    p = min(1, 2 (1 + min(#{d <= 0}, #{d >= 0})) / (1 + R)). Raises ValueError if the rows differ.
     """
     one_group = np.zeros(len(a.labels), np.int64)
     comparison = compare_mean_of_groups(a, b, one_group, metric=metric, num_resamples=num_resamples, seed=seed)
@@ -88,8 +88,8 @@ def compare_mean_of_groups(
 
     Patients are drawn over all groups at once. `left_out` names the groups in which the metric does not
     exist, `too_few` those in the mean with fewer than 10 rows, or rows of fewer than 5 patients, of either
-    label: the interval understates what they add. It is null where all groups together have so few, or where
-    half of the resamples or more lack the metric in a group.
+    label: the interval understates what they add. It is None if all groups together have so few, or if half of the
+    resamples or more lack the metric in a group.
     """
     _check_same_rows(a, b)
     gains: dict[str, float] = {}
@@ -120,9 +120,9 @@ def compare_mean_of_groups(
 def standard_error_of_gain(
     a: Scored, b: Scored, metric: str, *, num_resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the paired gain a - b and its bootstrap standard error; nan for what does not exist.
+    """Return the paired gain a - b and its bootstrap standard error; nan if they do not exist.
 
-    Raises ValueError where the rows differ.
+    Raises ValueError if the rows differ.
     """
     _check_same_rows(a, b)
     gain = _gain(a, b, metric)
@@ -136,7 +136,7 @@ def _gain(a: Scored, b: Scored, metric: str) -> float:
 
 
 def _resample_gains(pairs: Sequence[tuple[Scored, Scored]], metric: str, num_resamples: int, seed: int) -> Floats:
-    """Average a - b over the pairs, one value a resample in which every pair has the metric."""
+    """Average a - b over the pairs, one value per resample in which every pair has the metric."""
     parts = [a for a, _ in pairs] + [b for _, b in pairs]
     values = _resample(parts, (metric,), num_resamples, seed)[metric]
     gains: Floats = (values[: len(pairs)] - values[len(pairs) :]).mean(axis=0)

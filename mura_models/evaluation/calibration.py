@@ -12,7 +12,7 @@ from scipy.special import expit
 from mura_models.errors import ConfigError
 from mura_models.evaluation.metrics import Floats, Ints, average_by_study, index_studies
 
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0  # chosen by us: at a bound, dev says too little to fit
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0  # chosen by us: at a bound, dev has too little information to fit
 KAPPA_TOLERANCE = 1e-12  # equal kappas from other counts differ in their last bits
 
 
@@ -33,7 +33,7 @@ class Calibration:
 def calibrate(logits: npt.NDArray[np.floating[Any]], labels: Ints, study_codes: npt.NDArray[Any]) -> Calibration:
     """Fit the temperature on images, then the threshold on the mean probabilities of their studies.
 
-    Raises ValueError where a study carries two labels.
+    Raises ValueError if a study has two labels.
     """
     temperature = fit_temperature(logits, labels)
     first_rows, study_of_row = index_studies(labels, study_codes)
@@ -48,9 +48,9 @@ def apply_temperature(logits: npt.NDArray[np.floating[Any]], temperature: float)
 
 
 def fit_temperature(logits: npt.NDArray[np.floating[Any]], labels: Ints) -> float:
-    """Find the temperature in [0.05, 20] of least cross-entropy (Guo et al., arXiv 1706.04599) to smoothed labels.
+    """Return the temperature in [0.05, 20] of least cross-entropy (Guo et al., arXiv 1706.04599) to smoothed labels.
 
-    1.0 without rows of both labels.
+    Returns 1.0 without rows of both labels.
     """
     if len(np.unique(labels)) < 2:
         return 1.0
@@ -72,7 +72,7 @@ def fit_temperature(logits: npt.NDArray[np.floating[Any]], labels: Ints) -> floa
 
 
 def _smooth(labels: Ints) -> Floats:
-    """Draw labels in, the less the more rows there are (Platt 1999): a dev set without an error proves no certainty."""
+    """Smooth the labels as Platt (1999) does, so that a separable dev set does not yield an extreme temperature."""
     num_abnormal = np.count_nonzero(labels)
     abnormal, normal = (num_abnormal + 1) / (num_abnormal + 2), 1 / (len(labels) - num_abnormal + 2)
     targets: Floats = np.where(labels == 1, abnormal, normal)
@@ -82,8 +82,8 @@ def _smooth(labels: Ints) -> Floats:
 def choose_threshold(labels: Ints, p_abnormal: Floats, *, default: float = 0.5) -> float:
     """Choose the threshold of highest Cohen's kappa, p >= threshold being abnormal.
 
-    Thresholds lie midway between neighbouring probabilities. Of several that are best, the middle of the
-    widest run wins, then the nearest to `default`; where none beats chance, `default` itself.
+    Candidates are midway between neighboring probabilities. Of several that are best, the middle of the widest run
+    wins, then the nearest to `default`; if none beats chance, `default` itself.
     """
     values, value_of_row = np.unique(p_abnormal, return_inverse=True)
     positives = np.bincount(value_of_row, weights=labels, minlength=len(values))

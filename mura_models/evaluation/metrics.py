@@ -1,7 +1,7 @@
 """Metrics of rows by image and by study: pure functions.
 
 `score_weighted` computes metrics under many weightings of the patients at once. With every weight at 1 it
-gives the point value, with a bootstrap's counts the resamples of `intervals.py`: one formula for both.
+gives the point value, with a bootstrap's counts the resamples of `bootstrap.py`: one formula for both.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ Ints = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
-    """Rows of one unit, image or study, as one system answered them.
+    """Rows of one unit, image or study, with the predictions of one system.
 
-    `labels` are 0 or 1; `thresholds` are per row, since each row may be answered by another model; `patients`
-    are whole-number codes. Raises ValueError where columns differ in length or hold what they may not.
+    `labels` are 0 or 1; `thresholds` are per row, since rows may be predicted by different models; `patients`
+    are whole-number codes. Raises ValueError if columns differ in length or hold other values.
     """
 
     labels: Ints
@@ -52,7 +52,7 @@ class Scored:
 def index_studies(labels: Ints, study_codes: npt.NDArray[Any]) -> tuple[Ints, Ints]:
     """Return each study's first row and each row's study, studies in the order of their codes.
 
-    Raises ValueError where a study carries two labels.
+    Raises ValueError if a study has two labels.
     """
     codes, first_rows, study_of_row = np.unique(study_codes, return_index=True, return_inverse=True)
     differs = labels != labels[first_rows][study_of_row]
@@ -72,7 +72,7 @@ def average_by_study(values: Floats, first_rows: Ints, study_of_row: Ints) -> Fl
 def to_studies(scored: Scored, study_codes: npt.NDArray[Any]) -> Scored:
     """Turn images into studies by the mean probability of their images (MURA, arXiv 1712.06957).
 
-    Studies come in the order of their codes. Raises ValueError where a study carries two labels.
+    Studies come in the order of their codes. Raises ValueError if a study has two labels.
     """
     first_rows, study_of_row = index_studies(scored.labels, study_codes)
     return Scored(
@@ -84,7 +84,7 @@ def to_studies(scored: Scored, study_codes: npt.NDArray[Any]) -> Scored:
 
 
 def score(scored: Scored, metrics: Sequence[str] = METRICS) -> dict[str, float]:
-    """Compute metrics; nan where one does not exist, as with one label only.
+    """Compute metrics; nan if one does not exist, as with one label only.
 
     `kappa_at_half` takes 0.5 as the threshold, all others but the AUROC take the rows' own.
     """
@@ -96,7 +96,7 @@ def score(scored: Scored, metrics: Sequence[str] = METRICS) -> dict[str, float]:
 def mean_of_groups(scored: Scored, groups: npt.NDArray[Any]) -> dict[str, float | None]:
     """Average every metric over groups (bones), each counting the same.
 
-    A group in which a metric does not exist is left out of its mean; None where it exists in no group.
+    A group in which a metric does not exist is not part of its mean; None if it exists in no group.
     """
     points = [score(scored.subset(groups == name)) for name in np.unique(groups)]
     means: dict[str, float | None] = {}
@@ -107,7 +107,7 @@ def mean_of_groups(scored: Scored, groups: npt.NDArray[Any]) -> dict[str, float 
 
 
 def score_weighted(scored: Scored, metrics: Sequence[str], weights_PR: Floats) -> dict[str, Floats]:
-    """Compute metrics under R weightings of P patients: [R] values each, nan where one does not exist.
+    """Compute metrics under R weightings of P patients: [R] values each, nan if one does not exist.
 
     `scored.patients` must index the rows of `weights_PR`, whose entries are whole numbers.
     """
@@ -151,7 +151,7 @@ def _count_cells(scored: Scored, thresholds: Floats, weights_PR: Floats) -> Floa
 def _score_decisions(cells_4R: Floats) -> dict[str, Floats]:
     tn, fp, fn, tp = cells_4R
     negatives, positives = tn + fp, tp + fn
-    both = (negatives > 0) & (positives > 0)  # with one label, kappa and F1 say nothing even where defined
+    both = (negatives > 0) & (positives > 0)  # with one label, kappa and F1 mean nothing even if defined
     disagreement_by_chance = (tp + fp) * negatives + positives * (fn + tn)
     return {
         "kappa": _divide(2 * (tp * tn - fp * fn), disagreement_by_chance * both),
@@ -185,6 +185,6 @@ def _rank_among(sorted_scores: Floats, scores: Floats) -> tuple[Ints, Ints]:
 
 
 def _divide(numerators: Floats, denominators: Floats) -> Floats:
-    """Divide where the denominator is positive; nan elsewhere."""
+    """Divide; nan if the denominator is not positive."""
     missing: Floats = np.full(len(numerators), np.nan)
     return np.divide(numerators, denominators, out=missing, where=denominators > 0)

@@ -1,7 +1,7 @@
-"""Router and served models together: embeddings -> which bone, how likely abnormal, and the prediction.
+"""Router and selected models together: embeddings -> bone, probability of an abnormality, prediction.
 
-A model is one network or several whose logits are averaged (an ensemble of seeds); a network is a backbone, known by
-its key, and heads on its embeddings. Probes share the frozen backbone, a fine-tuned network has its own.
+A model is one network or several whose logits are averaged (an ensemble of seeds); a network is a backbone, named by
+its key, and heads on its embeddings. Probes share the frozen backbone; a fine-tuned network has its own.
 
 Shapes: N images, D features, C bones (classes).
 """
@@ -22,7 +22,7 @@ FROZEN = "frozen"
 
 
 class Features(Protocol):
-    """Return the embeddings [len(rows), D] of some of the images by the backbone of this key."""
+    """A function that returns the embeddings [len(rows), D] of some of the images by the backbone of this key."""
 
     def __call__(self, backbone: str, rows: np.ndarray) -> np.ndarray: ...
 
@@ -57,17 +57,17 @@ class AbnormalityModel:
 
     @property
     def name(self) -> str:
-        """Its search's name, by which the assembly knows it."""
+        """Name of its search; its key in the assembly."""
         return f"{self.target}/{self.recipe}"
 
-    def rate(self, features: Features, rows: np.ndarray) -> np.ndarray:
+    def predict_proba(self, features: Features, rows: np.ndarray) -> np.ndarray:
         """Return `p_abnormal` [len(rows)], calibrated."""
         return apply_temperature(mean_logit(self.networks, features, rows)[:, 0], self.calibration.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Router:
-    """What names the bone."""
+    """The networks that predict the bone."""
 
     recipe: str
     networks: tuple[Network, ...]
@@ -75,23 +75,23 @@ class Router:
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
-    """The bone named for each image, one for all images of a study."""
+    """The bone predicted for each image, the same for all images of a study."""
 
     bones: np.ndarray
     """Class number [N]."""
     p_bone: np.ndarray
     """Probability [N] of that bone, the mean over the study's images."""
     image_bones: np.ndarray
-    """Class number [N] that each image alone would be given."""
+    """Class number [N] predicted from each image alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assembly:
-    """What a bundle holds, in memory."""
+    """Router, models and which of them answers for which bone."""
 
     classes: tuple[str, ...]
     router: Router | None
-    """None where the data has one bone only, or where no router was trained."""
+    """None if the data has one bone only, or if no router was trained."""
     models: Mapping[str, AbnormalityModel]
     """By name."""
     selected: Mapping[str, str]
@@ -99,7 +99,7 @@ class Assembly:
 
     @property
     def can_route(self) -> bool:
-        """Whether images of unknown bone can be told apart, or need not be."""
+        """Whether the bone of an image can be predicted, or there is only one."""
         return self.router is not None or len(self.classes) == 1
 
     @property
@@ -110,7 +110,7 @@ class Assembly:
 
     @property
     def backbones(self) -> list[str]:
-        """Keys of the backbones that router and models stand on, in their order."""
+        """Keys of the backbones of router and models, in their order."""
         return list(dict.fromkeys(network.backbone for network in self.networks))
 
     def keep_selected(self) -> "Assembly":
@@ -119,7 +119,7 @@ class Assembly:
         return replace(self, models=models)
 
     def route(self, features: Features, studies: np.ndarray) -> Routing:
-        """Name each study's bone by the mean of its images' router probabilities; p NaN where there is no router."""
+        """Predict each study's bone from the mean of its images' probabilities; NaN probabilities without a router."""
         if self.router is None:
             nothing = np.zeros(len(studies), np.int64)
             p_N = np.full(len(studies), 1.0 if len(self.classes) == 1 else np.nan)
@@ -133,30 +133,30 @@ class Assembly:
         return Routing(bones=mean_NC.argmax(1), p_bone=mean_NC.max(1), image_bones=p_NC.argmax(1))
 
     def decode_bones(self, bones: np.ndarray, p_bone: np.ndarray) -> np.ndarray:
-        """Return the names [N] of class numbers; None where no router named them."""
+        """Return the names [N] of class numbers; None without a router."""
         names: np.ndarray = np.array(self.classes, dtype=object)[bones]
         names[np.isnan(p_bone)] = None
         return names
 
-    def answer(
+    def predict_from_probabilities(
         self, probabilities: Mapping[str, np.ndarray], bones: np.ndarray, selected: Mapping[str, str]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return `p_abnormal` and threshold [N] when `serving` answers for images of these `bones` (class numbers).
+        """Return `p_abnormal` and threshold [N] of the models in `selected` for these `bones` (class numbers).
 
-        `ratings` holds each model's `p_abnormal` for all images.
+        probabilities: each model's `p_abnormal` for all images.
         """
         p_N = np.empty(len(bones))
         threshold_N = np.empty(len(bones))
         for number, bone in enumerate(self.classes):
-            mine = bones == number
-            p_N[mine] = probabilities[selected[bone]][mine]
-            threshold_N[mine] = self.models[selected[bone]].calibration.threshold
+            is_bone_N = bones == number
+            p_N[is_bone_N] = probabilities[selected[bone]][is_bone_N]
+            threshold_N[is_bone_N] = self.models[selected[bone]].calibration.threshold
         return p_N, threshold_N
 
     def predict(self, features: Features, studies: np.ndarray) -> pd.DataFrame:
-        """Return `bone_predicted, p_bone, p_abnormal, prediction`, a row an image; a model sees its own images alone.
+        """Return `bone_predicted, p_bone, p_abnormal, prediction`, one row per image; a model sees only its own images.
 
-        `studies` are codes: images of one code are routed together.
+        studies: [N] codes; images of one code are routed together.
         """
         routing = self.route(features, studies)
         p_N = np.empty(len(studies))
@@ -165,7 +165,7 @@ class Assembly:
             numbers = [number for number, bone in enumerate(self.classes) if self.selected[bone] == name]
             rows = np.flatnonzero(np.isin(routing.bones, numbers))
             if len(rows):
-                p_N[rows] = model.rate(features, rows)
+                p_N[rows] = model.predict_proba(features, rows)
                 threshold_N[rows] = model.calibration.threshold
         return pd.DataFrame(
             {

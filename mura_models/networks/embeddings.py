@@ -1,4 +1,4 @@
-"""Images -> embeddings under the views of the paper's augmentations: no epoch needs the backbone again."""
+"""Images -> embeddings under the views of the paper's augmentations, so that no epoch needs the backbone again."""
 
 from collections.abc import Sequence
 
@@ -23,8 +23,7 @@ def embed_views(
 ) -> NDArray[np.float16]:
     """Embed images under each (flip, autocontrast): float16 [B, len(views), D], clipped to float16's range.
 
-    `batch_size` (the embedder's, if None) is meant at 256 px: larger images go in smaller batches, to the same
-    memory.
+    batch_size: at 256 px, by default the embedder's; larger images go in smaller batches, for the same memory.
     """
     num_images, height_px, width_px = images_BHW.shape
     embeddings_BVD = np.empty((num_images, len(views), embedder.num_features), dtype=np.float16)
@@ -38,7 +37,7 @@ def embed_views(
 
 
 def embedding_key(preprocessing: Preprocessing, backbone: Backbone, choice: RuntimeChoice) -> str:
-    """Name all that decides an embedding except the image, for a cache: equal keys, equal numbers."""
+    """Return a cache key of all that decides an embedding except the image: equal keys, equal numbers."""
     parts = [preprocessing.key(), backbone.name, backbone.weights_digest[:16], choice.key(), "float16"]
     return "_".join(parts)
 
@@ -51,7 +50,7 @@ def _embed_batch(
     for index, (flip, autocontrast) in enumerate(views):
         rows_B = torch.ones_like(changes_B)
         if autocontrast and (flip, False) in views[:index]:
-            # Where autocontrast changes nothing, the image was embedded already.
+            # If autocontrast changes nothing, the image was embedded already.
             embeddings_BVD[:, index] = embeddings_BVD[:, views.index((flip, False))]
             rows_B = changes_B
         if rows_B.any():

@@ -1,37 +1,38 @@
-"""The last layers, K of them side by side: one head a fold, all trained by the same matrix products.
+"""The last layers, K of them in parallel: one head per fold, all trained by the same matrix products.
 
-Shapes: K heads (folds), B rows, D features, C outputs (1 for abnormal or not, one a bone for the router).
+Shapes: K heads (folds), B rows, D features, C outputs (1 for abnormal or not, one per bone for the router).
 """
 
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mura_models.errors import ConfigError
 
-ProbeRecipe = Literal["linear_probe", "mlp_probe"]
+HeadKind = Literal["linear", "mlp"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadSettings:
-    """The shape of one kind of head."""
+    """The shape of K heads."""
 
-    recipe: ProbeRecipe
+    kind: HeadKind
+    """One layer, or two with a hidden one."""
     num_heads: int
     num_features: int
     num_outputs: int = 1
     hidden_size: int = 512
-    """Width of `mlp_probe`'s hidden layer (paper 3.2: 512)."""
+    """Width of the hidden layer of an mlp (paper 3.2: 512)."""
     activation: Literal["relu", "none"] = "relu"
-    """Between the two layers of `mlp_probe`; the paper names none, which makes the two one linear map."""
+    """Between the two layers of an mlp; the paper names none, which makes the two one linear map."""
 
     def __post_init__(self) -> None:
-        if self.recipe not in ("linear_probe", "mlp_probe"):
-            raise ConfigError(f"recipe={self.recipe!r}: a head is a linear_probe or an mlp_probe")
+        if self.kind not in get_args(HeadKind):
+            raise ConfigError(f"kind={self.kind!r}: must be linear or mlp")
         for name in ("num_heads", "num_features", "num_outputs", "hidden_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -40,11 +41,11 @@ class HeadSettings:
 
 
 MIN_STD = 1e-5
-"""A feature that varies less among a head's training rows says nothing, and must not shout on others."""
+"""Features with a smaller standard deviation are zeroed: division would amplify noise."""
 
 
 class Heads(nn.Module):
-    """K heads over standardised features; head k never sees the rows of fold k."""
+    """K heads over standardized features; head k never sees the rows of fold k."""
 
     mean_KD: Tensor
     scale_KD: Tensor
@@ -54,7 +55,7 @@ class Heads(nn.Module):
         self.settings = settings
         generator = torch.Generator().manual_seed(seed)
         sizes = [settings.num_features, settings.num_outputs]
-        if settings.recipe == "mlp_probe":
+        if settings.kind == "mlp":
             sizes.insert(1, settings.hidden_size)
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
@@ -67,7 +68,7 @@ class Heads(nn.Module):
         self.register_buffer("scale_KD", torch.ones(settings.num_heads, settings.num_features))
 
     def standardize_by(self, mean_KD: Tensor, std_KD: Tensor) -> None:
-        """Take each head's feature mean and standard deviation from its own training rows."""
+        """Set each head's feature mean and standard deviation, which come from its own training rows."""
         self.mean_KD.copy_(mean_KD)
         is_varying_KD = std_KD > MIN_STD
         self.scale_KD.copy_(torch.where(is_varying_KD, 1 / std_KD.clamp(min=MIN_STD), 0.0))
@@ -92,7 +93,7 @@ class Heads(nn.Module):
 
     @torch.no_grad()
     def mean_logit(self, features_BD: Tensor) -> Tensor:
-        """Return the shipped model's logits [B, C]: the mean over the K heads."""
+        """Return the exported model's logits [B, C]: the mean over the K heads."""
         total_BC = self.forward_one(0, features_BD)
         for head in range(1, self.settings.num_heads):
             total_BC = total_BC + self.forward_one(head, features_BD)

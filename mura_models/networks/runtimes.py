@@ -20,8 +20,8 @@ from mura_models.data.preprocessing import normalize
 from mura_models.errors import ConfigError
 from mura_models.networks.backbones import Backbone, check_image_size
 
-# ONNX Runtime's official builds report to their maker and leave files behind; where there are patients' images, nothing
-# does. It must be said before the first import.
+# ONNX Runtime's official builds send telemetry and leave files behind, which is unacceptable with patients' images. The
+# variable must be set before the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeChoice:
-    """Say what runs a backbone; part of the cache key and of the bundle, since it decides the last digits."""
+    """What runs a backbone. Part of the cache key and of the bundle, since it decides the last digits."""
 
     runtime: RuntimeName
     precision: Precision
@@ -58,12 +58,12 @@ class RuntimeChoice:
             raise ConfigError(f"onnxruntime in {self.precision} on {self.device}: it runs in float32 on the cpu only")
 
     def key(self) -> str:
-        """Name the choice for a cache key."""
+        """Return the choice as part of a cache key."""
         return f"{self.runtime}-{self.precision}-{self.device}"
 
 
 def choose_runtime(backbone_name: str, device: Device) -> RuntimeChoice:
-    """Choose the fastest runtime for a backbone, on the machine that asks: it depends on its processors."""
+    """Choose the fastest runtime for a backbone on this machine."""
     if device == "cuda":
         precision: Precision = "bfloat16" if has_native_bfloat16("cuda") else "float32"
         return RuntimeChoice(runtime="torch", precision=precision, device="cuda")
@@ -73,7 +73,7 @@ def choose_runtime(backbone_name: str, device: Device) -> RuntimeChoice:
 
 
 def has_native_bfloat16(device: str) -> bool:
-    """Return whether this GPU or CPU (x86 AVX-512 or AMX, ARM) multiplies bfloat16 by itself; emulated, it is slow."""
+    """Return whether this GPU or CPU (x86 AVX-512 or AMX, ARM) multiplies bfloat16 natively; emulated, it is slow."""
     if device == "cuda":
         is_native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
         return is_native
@@ -84,9 +84,9 @@ def has_native_bfloat16(device: str) -> bool:
 def prepare_model(
     backbone: Backbone, choice: RuntimeChoice, image_size_px: int
 ) -> tuple[Backbone | bytes, RuntimeChoice]:
-    """Make, once, what every `Embedder` runs; torch float32 where a network cannot be exported to ONNX.
+    """Return what every `Embedder` runs: an ONNX model, or the backbone in torch if it cannot be exported.
 
-    Raises ConfigError where the backbone does not take images of this size.
+    Raises ConfigError if the backbone does not take images of this size.
     """
     check_image_size(backbone, image_size_px)
     if choice.runtime == "torch":
@@ -118,7 +118,7 @@ def export_onnx(backbone: Backbone, image_size_px: int) -> bytes:
 
 
 class _FixedPadding(nn.Module):
-    """Run a 'same' convolution of timm with the padding that its first input asks for, kept as a constant."""
+    """A 'same' convolution of timm with the padding that its first input needs, stored as a constant."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _FixedPadding(nn.Module):
 
 
 def _fix_same_padding(module: nn.Module, images_B3HW: torch.Tensor) -> nn.Module:
-    """Copy a network with constant 'same' padding: computed in the graph, it costs a quarter of the rate."""
+    """Return a copy with constant 'same' padding: computed in the graph, it costs a quarter of the speed."""
     module = copy.deepcopy(module)
     for name, layer in list(module.named_modules()):
         if isinstance(layer, Conv2dSame):
@@ -146,7 +146,7 @@ def _fix_same_padding(module: nn.Module, images_B3HW: torch.Tensor) -> nn.Module
 
 
 class FeatureFunction(Protocol):
-    """Turn normalised float32 images [B, 3, H, W] into float32 features [B, D]."""
+    """Turn normalized float32 images [B, 3, H, W] into float32 features [B, D]."""
 
     def __call__(self, images_B3HW: torch.Tensor) -> NDArray[np.float32]: ...
 
@@ -155,7 +155,7 @@ class Embedder:
     """Turn uint8 images [B, H, W] into float32 features [B, D] by the chosen runtime.
 
     Make it in the process that uses it. It sets torch's thread count for that whole process, because
-    normalisation runs in torch whatever the runtime, and a fixed count makes results repeat.
+    normalization runs in torch whatever the runtime, and a fixed count makes results repeat.
     """
 
     def __init__(self, model: Backbone | bytes, choice: RuntimeChoice, *, num_threads: int = 1) -> None:

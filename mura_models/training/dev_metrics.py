@@ -1,6 +1,6 @@
-"""What a training is told by: each head's loss, the class that is named, and the metrics of the dev rows.
+"""Loss per head, the predicted class, and the metrics of the dev rows.
 
-Shapes: K heads, B rows a batch, m dev rows, C outputs (1 for abnormal or not, one a bone for the router).
+Shapes: K heads, B rows per batch, m dev rows, C outputs (1 for abnormal or not, one per bone for the router).
 """
 
 import math
@@ -17,7 +17,7 @@ from mura_models.training.search_data import SearchData
 
 
 def per_head_loss(logits_KBC: Tensor, labels_KB: Tensor, weights_KB: Tensor | None = None) -> Tensor:
-    """Return each head's mean loss [K]; summed, every head has the gradient it would have alone."""
+    """Return each head's mean loss [K]. In their sum, every head has the gradient it would have alone."""
     if logits_KBC.shape[2] == 1:
         losses_KB = functional.binary_cross_entropy_with_logits(
             logits_KBC.squeeze(2), labels_KB.float(), reduction="none"
@@ -27,14 +27,14 @@ def per_head_loss(logits_KBC: Tensor, labels_KB: Tensor, weights_KB: Tensor | No
     return (losses_KB if weights_KB is None else losses_KB * weights_KB).mean(1)
 
 
-def to_classes(logits_C: Tensor) -> Tensor:
-    """Name the likelier class along the last axis, which has one output for two classes."""
+def predict_class(logits_C: Tensor) -> Tensor:
+    """Return the likelier class along the last axis; one output stands for two classes."""
     return (logits_C.squeeze(-1) > 0).long() if logits_C.shape[-1] == 1 else logits_C.argmax(-1)
 
 
-def to_classes_array(logits: np.ndarray) -> np.ndarray:
-    """Do as `to_classes` for an array."""
-    classes: np.ndarray = to_classes(torch.from_numpy(logits)).numpy()
+def predict_class_array(logits: np.ndarray) -> np.ndarray:
+    """Return `predict_class` of an array."""
+    classes: np.ndarray = predict_class(torch.from_numpy(logits)).numpy()
     return classes
 
 
@@ -44,7 +44,7 @@ def evaluate_dev(data: SearchData, dev_logits: np.ndarray) -> dict[str, float]:
     labels = data.labels[entries]
     logits_mC, labels_m = torch.from_numpy(dev_logits), torch.from_numpy(labels.astype(np.int64))
     dev_loss = float(per_head_loss(logits_mC[None], labels_m[None]))
-    classes = to_classes(logits_mC).numpy()
+    classes = predict_class(logits_mC).numpy()
     image_accuracy = float((classes == labels).mean())
     if data.bone_classes:
         f1 = macro_f1(labels, classes, len(data.bone_classes))
@@ -59,7 +59,7 @@ def evaluate_dev(data: SearchData, dev_logits: np.ndarray) -> dict[str, float]:
     )
     studies = to_studies(images, data.studies[entries])
     threshold = choose_threshold(studies.labels, studies.p_abnormal)
-    shipped = replace(studies, thresholds=np.full(len(studies.labels), threshold))
-    points = score(shipped, ("auroc", "kappa", "accuracy"))
+    decided = replace(studies, thresholds=np.full(len(studies.labels), threshold))
+    points = score(decided, ("auroc", "kappa", "accuracy"))
     measured = {"dev_loss": dev_loss, "dev_image_accuracy": image_accuracy}
     return measured | {f"dev_{metric}": value for metric, value in points.items()}

@@ -1,8 +1,8 @@
-"""Train the whole network: images by index from the store, augmented a batch at a time on the device.
+"""Train the whole network on images of the cache, augmented batch by batch on the device.
 
-Fold 0 is held out. Where memory runs out a batch goes through in halves whose gradients are added up, and the epoch
-says so; batch normalisation, where it is trained, then takes its statistics from the halves. The head works on
-standardised features, as a probe's does, so its rates mean the same.
+Fold 0 is held out. If memory runs out, a batch goes through in halves whose gradients are added up, and the epoch's
+result notes it; batch normalization, if it is trained, then takes its statistics from the halves. The head works on
+standardized features, as a probe's does, so that learning rates are comparable.
 """
 
 import copy
@@ -22,13 +22,13 @@ from mura_models.data.augmentation import Augmentation, augment
 from mura_models.data.preprocessing import normalize
 from mura_models.networks.heads import Heads
 from mura_models.networks.runtimes import has_native_bfloat16
-from mura_models.training.dev_metrics import per_head_loss, to_classes
+from mura_models.training.dev_metrics import per_head_loss, predict_class
 from mura_models.training.loop import Training, TrialSettings
-from mura_models.training.sampling import weigh_rows
+from mura_models.training.sampling import fit_weights
 from mura_models.training.search_data import SearchData, measure_features
 
-HEAD_START_C = 0.001
-"""Inverse strength of the L2 penalty of the head start, over standardised features: strong, as so many features ask."""
+WARM_START_C = 0.001
+"""Inverse strength of the L2 penalty of the initial head, on standardized features: strong, as there are many."""
 DEV_BATCH_SIZE = 64
 
 Result = TypeVar("Result")
@@ -50,7 +50,7 @@ class FinetuneTraining(Training):
         heads = Heads(self.head_settings, seed=settings.seed)
         heads.standardize_by(*measure_features(data))
         if self.finetune.warm_start_head:
-            start_head(heads, data, settings)
+            initialize_head(heads, data, settings)
         self.module = nn.ModuleDict({"backbone": copy.deepcopy(backbone).requires_grad_(True), "heads": heads})
         self.module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.is_bfloat16 = has_native_bfloat16(self.device.type)
@@ -58,11 +58,11 @@ class FinetuneTraining(Training):
         if self.finetune.ema_decay:
             self.ema = AveragedModel(self.module, multi_avg_fn=partial(average_weights, decay=self.finetune.ema_decay))
 
-    def train_step(self, update: int) -> tuple[Tensor, Tensor]:
-        """Train on one batch, in as many parts as memory asks for."""
-        entries_1B, views_1B = self.batches.draw(update)
-        images_B3HW = self.fetch_images(entries_1B[0], views_1B[0], update)
-        is_frozen = update < self.finetune.freeze_backbone_epochs * self.settings.steps_per_epoch
+    def train_step(self, step: int) -> tuple[Tensor, Tensor]:
+        """Train on one batch, in as many parts as memory requires."""
+        entries_1B, views_1B = self.batches.draw(step)
+        images_B3HW = self.fetch_images(entries_1B[0], views_1B[0], step)
+        is_frozen = step < self.finetune.freeze_backbone_epochs * self.settings.steps_per_epoch
         self._set_mode(is_frozen=is_frozen)
         loss, num_right = self._within_memory(
             partial(self._accumulate, images_B3HW, entries_1B[0], is_frozen=is_frozen)
@@ -70,25 +70,25 @@ class FinetuneTraining(Training):
         self.optimizer.step()
         return loss, num_right / len(images_B3HW)
 
-    def _within_memory(self, work: Callable[[], Result]) -> Result:
-        """Do what goes through images by parts of `micro_batch_size`; where memory runs out, again in smaller ones."""
+    def _within_memory(self, action: Callable[[], Result]) -> Result:
+        """Run what processes images in parts of `micro_batch_size`; if memory runs out, again in smaller parts."""
         while True:
             try:
-                return work()
+                return action()
             except RuntimeError as error:
                 if not is_out_of_memory(error) or self.micro_batch_size == 1:
                     raise
             self._halve_batch()
 
-    def fetch_images(self, entries_B: np.ndarray, views_B: np.ndarray, update: int) -> Tensor:
-        """Return a batch of images, augmented and normalised: [B, 3, H, W] on the device, channels last."""
+    def fetch_images(self, entries_B: np.ndarray, views_B: np.ndarray, step: int) -> Tensor:
+        """Return a batch of images, augmented and normalized: [B, 3, H, W] on the device, channels last."""
         images_BHW = torch.from_numpy(self.images_NHW[self.data.rows[entries_B]]).to(self.device)
-        rng = np.random.default_rng([self.settings.seed, update, 2])
+        rng = np.random.default_rng([self.settings.seed, step, 2])
         changed_BHW = augment(images_BHW, views_B, self.augmentation, rng)
         return normalize(changed_BHW).contiguous(memory_format=torch.channels_last)
 
     def _accumulate(self, images_B3HW: Tensor, entries_B: np.ndarray, *, is_frozen: bool) -> tuple[Tensor, Tensor]:
-        """Add up the gradients of a batch; return its mean loss and how many rows were named rightly."""
+        """Add up the gradients of a batch; return its mean loss and the number of correct rows."""
         self.optimizer.zero_grad(set_to_none=True)
         size = len(images_B3HW)
         labels_B = torch.from_numpy(self.data.labels[entries_B].astype(np.int64)).to(self.device)
@@ -105,11 +105,11 @@ class FinetuneTraining(Training):
             loss = per_head_loss(logits_1bC, labels_1b, weights_1b).sum() * labels_1b.numel() / size
             loss.backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
-            num_right += (to_classes(logits_1bC.detach()) == labels_1b).float().sum()
+            num_right += (predict_class(logits_1bC.detach()) == labels_1b).float().sum()
         return loss_sum, num_right
 
     def _forward(self, module: nn.Module, images_B3HW: Tensor, *, is_frozen: bool = False) -> Tensor:
-        """Return logits [B, C] in float32; the backbone runs in bfloat16 where the device is fast in it."""
+        """Return logits [B, C] in float32; the backbone runs in bfloat16 if the device is fast in it."""
         with (
             torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bfloat16),
@@ -137,7 +137,7 @@ class FinetuneTraining(Training):
 
     @torch.no_grad()
     def predict_dev(self) -> np.ndarray:
-        """Return the logits [m, C] of the dev images as they are, by the weights that would be shipped."""
+        """Return the logits [m, C] of the dev images as they are, by the weights that would be exported."""
         module = self.ema.module if self.ema is not None else self.module
         module.eval()
         return self._within_memory(
@@ -152,18 +152,18 @@ class FinetuneTraining(Training):
             yield normalize(images_BHW).contiguous(memory_format=torch.channels_last)
 
 
-def start_head(heads: Heads, data: SearchData, settings: TrialSettings) -> None:
+def initialize_head(heads: Heads, data: SearchData, settings: TrialSettings) -> None:
     """Set a linear head to the logistic regression on the frozen backbone's embeddings of the training rows.
 
-    Where these are of one class, there is nothing to regress and the head stays as it is.
+    If these are of one class, the head stays as it is.
     """
     entries = np.flatnonzero(~np.isin(data.folds, data.held_out))
     if len(np.unique(data.labels[entries])) < 2:
         return
     features_nD = torch.from_numpy(data.features_NVD[data.rows[entries], 0].astype(np.float32))
     standardized_nD = ((features_nD - heads.mean_KD[0]) * heads.scale_KD[0]).double().numpy()
-    weights = weigh_rows(settings.sampling, data.bones, None if data.is_router else data.labels)
-    found = LogisticRegression(C=HEAD_START_C, max_iter=1000).fit(
+    weights = fit_weights(settings.sampling, data.bones, None if data.is_router else data.labels)
+    found = LogisticRegression(C=WARM_START_C, max_iter=1000).fit(
         standardized_nD, data.labels[entries], sample_weight=None if weights is None else weights[entries]
     )
     weight_DC, bias_C = np.zeros(heads.weights[0].shape[1:]), np.zeros(data.num_outputs)
@@ -179,7 +179,7 @@ def start_head(heads: Heads, data: SearchData, settings: TrialSettings) -> None:
 
 
 def make_optimizer(module: nn.ModuleDict, settings: TrialSettings) -> torch.optim.Optimizer:
-    """AdamW with a rate of its own for the backbone; norms and biases are not decayed."""
+    """Return AdamW with a separate learning rate for the backbone. Norms and biases are not decayed."""
     assert settings.finetune is not None
     groups = []
     for part, factor in (("backbone", settings.finetune.backbone_lr_factor or 1.0), ("heads", 1.0)):
@@ -193,12 +193,12 @@ def make_optimizer(module: nn.ModuleDict, settings: TrialSettings) -> torch.opti
 
 @torch.no_grad()
 def average_weights(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor, *, decay: float) -> None:
-    """Move the averages towards the weights, at first faster, so that a short training is not held at its start."""
+    """Move the averages towards the weights, faster at first, so that a short training is not held at its start."""
     num_seen = int(num_averaged)
     torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + num_seen) / (10 + num_seen)))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell a lack of memory, on a GPU, in one of its libraries or in the process, from every other failure."""
+    """Return whether memory ran out: on a GPU, in one of its libraries or in the process."""
     texts = ("can't allocate memory", "ALLOC_FAILED", "out of memory")
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)

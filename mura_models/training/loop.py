@@ -1,11 +1,10 @@
 """What all trainings share: a trial's settings, the epoch loop, the kept epoch, early stopping, checkpoints.
 
-Nothing here is drawn from a generator that lives on: what update number u trains on is a function of the seed and u
-alone. So a trial's epochs are the same in any order of arrival, and a stopped trial goes on from its checkpoint as if
-nothing had happened.
+Training uses no stateful random generator: each batch depends only on the seed and the step number. A trial's epochs
+are therefore the same in any order of trials, and a stopped trial resumes from its checkpoint exactly.
 
 An epoch is a fixed number of steps, the same for every search of a recipe: a specialist and the baseline it is
-compared with are trained by the same number of steps, whatever the number of their images.
+compared with are trained for the same number of steps, whatever the number of their images.
 
 Shapes: m dev rows, C outputs of a head.
 """
@@ -22,12 +21,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from mura_models.errors import ConfigError
-from mura_models.networks.heads import HeadSettings, ProbeRecipe
+from mura_models.networks.heads import HeadKind, HeadSettings
 from mura_models.training.checkpoints import Checkpoint
 from mura_models.training.dev_metrics import evaluate_dev
 from mura_models.training.finetune_settings import FinetuneSettings
 from mura_models.training.lr_schedules import LrSchedule
-from mura_models.training.sampling import BatchPlan, balance_by, weigh_labels
+from mura_models.training.sampling import BatchPlan, label_weights, sampling_strata
 from mura_models.training.sampling_modes import Sampling
 from mura_models.training.search_data import SearchData
 
@@ -38,7 +37,7 @@ DevMetric = Literal["auroc", "kappa", "accuracy", "image_accuracy", "macro_f1"]
 class TrialSettings:
     """One configuration: everything that decides what the trial's epochs are."""
 
-    head: ProbeRecipe
+    head: HeadKind
     """The last layers' shape: one layer or two."""
     lr: float
     """Of the heads."""
@@ -54,11 +53,11 @@ class TrialSettings:
     grace_epochs: int = 7
     """Epochs that the trial runs before anything may stop it."""
     patience_epochs: int | None = 4
-    """Epochs without a better dev metric after which the trial ends, counted after grace; None = never."""
+    """Epochs without a better dev metric after which the trial ends, counted after grace; None: never."""
     kept_epoch: Literal["last", "best"] = "last"
-    """Whose weights are shipped: the last epoch's, or the one's with the best dev metric (the paper's way)."""
+    """Whose weights are exported: the last epoch's, or those of the best dev metric (as in the paper)."""
     finetune: FinetuneSettings | None = None
-    """None where the backbone stays frozen."""
+    """None if the backbone stays frozen."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,8 +81,8 @@ class TrialSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Epoch:
-    """What one epoch came to."""
+class EpochResult:
+    """The metrics of one epoch, and whether it was the last."""
 
     epoch: int
     """Counted from 1."""
@@ -91,16 +90,16 @@ class Epoch:
     """lr, train_loss, train_accuracy, dev_loss, dev_<metric>..."""
     is_last: bool
     failure: str | None = None
-    """Why the trial ends as failed, if it does."""
+    """Why the trial failed, if it did."""
     note: str | None = None
-    """What a person should know of this epoch."""
+    """A remark on this epoch for the user."""
 
 
 class Training(ABC):
     """One trial while it is trained; iterate over `epochs()`.
 
-    A subclass makes `module` (what is trained and shipped, its heads under "heads") and `optimizer`, runs an update
-    and predicts the dev rows.
+    A subclass makes `module` (what is trained and exported, with its heads under "heads") and `optimizer`, runs a
+    step and predicts the dev rows.
     """
 
     module: nn.ModuleDict
@@ -111,7 +110,7 @@ class Training(ABC):
         self.settings = settings
         self.device = torch.device(device)
         self.head_settings = HeadSettings(
-            recipe=settings.head,
+            kind=settings.head,
             num_heads=len(data.held_out),
             num_features=data.features_NVD.shape[2],
             num_outputs=data.num_outputs,
@@ -123,13 +122,13 @@ class Training(ABC):
             held_out=data.held_out,
             num_views=data.features_NVD.shape[1],
             batch_size=settings.batch_size,
-            balanced_by=balance_by(settings.sampling, data.bones, None if data.is_router else data.labels),
+            strata=sampling_strata(settings.sampling, data.bones, None if data.is_router else data.labels),
             seed=settings.seed,
         )
-        self.row_weights = weigh_labels(settings.sampling, data.bones, None if data.is_router else data.labels)
+        self.row_weights = label_weights(settings.sampling, data.bones, None if data.is_router else data.labels)
         self.ema: AveragedModel | None = None
         self.micro_batch_size = settings.batch_size
-        """Rows that go through the network at once; less than a batch where memory ran out."""
+        """Rows that go through the network at once; fewer than a batch if memory ran out."""
         self.note: str | None = None
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
@@ -138,45 +137,45 @@ class Training(ABC):
         self.best_epoch = 0
         self.best_state: dict[str, Tensor] | None = None
         self.dev_logits = np.zeros((len(data.dev_entries), data.num_outputs), np.float32)
-        """Logits [m, C] of the dev rows, each from a head that never saw it; of the epoch that is shipped."""
+        """Logits [m, C] of the dev rows, each from a head that never saw it; of the exported epoch."""
 
     @abstractmethod
-    def train_step(self, update: int) -> tuple[Tensor, Tensor]:
-        """Train on batch number `update`; give loss and share of rows named rightly, both means over heads."""
+    def train_step(self, step: int) -> tuple[Tensor, Tensor]:
+        """Train on batch number `step`; return the loss and the accuracy, both means over heads."""
 
     @abstractmethod
     def predict_dev(self) -> np.ndarray:
         """Return the logits [m, C] of the dev rows as they are, without augmentation."""
 
-    def scale_rates(self, update: int) -> float:
-        """Set the rate of every group of parameters for one update; return the heads' own."""
+    def set_learning_rates(self, step: int) -> float:
+        """Set the learning rate of every group of parameters for one step; return the heads'."""
         settings = self.settings
-        lr = settings.lr_schedule.rate(settings.lr, update, settings.num_steps)
+        lr = settings.lr_schedule.rate(settings.lr, step, settings.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         return lr
 
-    def epochs(self) -> Iterator[Epoch]:
-        """Train on, an epoch at a time, until the last one, early stopping or a loss that is not finite."""
+    def epochs(self) -> Iterator[EpochResult]:
+        """Train and yield one epoch at a time, until the last one, early stopping or a loss that is not finite."""
         while not (self.history and self.history[-1]["is_last"]):
             yield self.train_epoch()
 
-    def train_epoch(self) -> Epoch:
-        """Run the next epoch and judge it on the dev rows."""
+    def train_epoch(self) -> EpochResult:
+        """Run the next epoch and evaluate it on the dev rows."""
         self.epoch += 1
         self.note = None
         metrics = self._run_steps()
         dev_logits = self.predict_dev()
         metrics |= evaluate_dev(self.data, dev_logits)
-        view = self._conclude(metrics, dev_logits)
-        self.history.append(asdict(view))
-        return view
+        result = self._finish_epoch(metrics, dev_logits)
+        self.history.append(asdict(result))
+        return result
 
-    def _conclude(self, metrics: dict[str, float], dev_logits: np.ndarray) -> Epoch:
+    def _finish_epoch(self, metrics: dict[str, float], dev_logits: np.ndarray) -> EpochResult:
         bad = [name for name in ("train_loss", "dev_loss") if not math.isfinite(metrics[name])]
         if bad:
             failure = f"epoch {self.epoch}: {bad[0]} is {metrics[bad[0]]}"
-            return Epoch(epoch=self.epoch, metrics=metrics, is_last=True, failure=failure)
+            return EpochResult(epoch=self.epoch, metrics=metrics, is_last=True, failure=failure)
         score = metrics[self.settings.dev_metric]
         is_best = score > self.best_score
         if is_best:
@@ -185,26 +184,26 @@ class Training(ABC):
             self.dev_logits = dev_logits
         elif is_best or self.best_state is None:
             self.dev_logits = dev_logits
-            self.best_state = {name: tensor.detach().clone() for name, tensor in self.shipped_state().items()}
-        return Epoch(epoch=self.epoch, metrics=metrics, is_last=self._is_last(), note=self.note)
+            self.best_state = {name: tensor.detach().clone() for name, tensor in self.exported_state().items()}
+        return EpochResult(epoch=self.epoch, metrics=metrics, is_last=self._is_last(), note=self.note)
 
     def _run_steps(self) -> dict[str, float]:
         num_steps = self.settings.steps_per_epoch
         loss_sum = torch.zeros((), device=self.device)
-        num_right = torch.zeros((), device=self.device)
+        accuracy_sum = torch.zeros((), device=self.device)
         first = (self.epoch - 1) * num_steps
         lr = self.settings.lr
-        for update in range(first, first + num_steps):
-            lr = self.scale_rates(update)
-            loss, share_right = self.train_step(update)
+        for step in range(first, first + num_steps):
+            lr = self.set_learning_rates(step)
+            loss, accuracy = self.train_step(step)
             if self.ema is not None:
                 self.ema.update_parameters(self.module)
             loss_sum += loss
-            num_right += share_right
+            accuracy_sum += accuracy
         return {
             "lr": lr,
             "train_loss": float(loss_sum) / num_steps,
-            "train_accuracy": float(num_right) / num_steps,
+            "train_accuracy": float(accuracy_sum) / num_steps,
         }
 
     def _is_last(self) -> bool:
@@ -215,13 +214,13 @@ class Training(ABC):
             return False
         return self.epoch - max(self.best_epoch, settings.grace_epochs) >= settings.patience_epochs
 
-    def shipped_state(self) -> dict[str, Tensor]:
-        """Return the weights that would be shipped if this epoch were the last."""
-        shipped: dict[str, Tensor] = (self.ema.module if self.ema else self.module).state_dict()
-        return shipped
+    def exported_state(self) -> dict[str, Tensor]:
+        """Return the weights that would be exported if this epoch were the last."""
+        state: dict[str, Tensor] = (self.ema.module if self.ema else self.module).state_dict()
+        return state
 
     def save(self) -> bytes:
-        """Return the trial's checkpoint as it stands."""
+        """Return the content of a checkpoint of the trial."""
         checkpoint = Checkpoint(
             head_settings=self.head_settings,
             state=self.module.state_dict(),
@@ -237,7 +236,7 @@ class Training(ABC):
         return checkpoint.to_bytes()
 
     def restore(self, content: bytes) -> None:
-        """Go on from what `save` gave: the next epoch is the one after it."""
+        """Continue from the content that `save` returned: the next epoch is the one after it."""
         checkpoint = Checkpoint.from_bytes(content)
         self.module.load_state_dict(checkpoint.state)
         self._restore_optimizer(checkpoint.optimizer)
@@ -251,7 +250,7 @@ class Training(ABC):
         self.micro_batch_size = checkpoint.micro_batch_size
 
     def _restore_optimizer(self, state: dict[int, dict[str, Tensor]]) -> None:
-        """Put back the optimizer's moments, laid out as its parameters: a fused step goes by memory, not by shape."""
+        """Restore the optimizer's moments in the memory layout of its parameters, which a fused step relies on."""
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         for parameter, moments in self.optimizer.state.items():
             for name, tensor in moments.items():

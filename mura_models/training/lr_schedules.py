@@ -1,7 +1,7 @@
 """Learning-rate schedules: progress through the training in [0, 1] -> factor on the base rate.
 
 A schedule is arithmetic on two or three numbers, so that a trial is a row of plan.csv and every point of its curve
-can be tested. The first update has progress 0 and the last one 1, whatever the number of steps.
+can be tested. The first step has progress 0 and the last one 1, whatever the number of steps.
 """
 
 import math
@@ -27,8 +27,8 @@ class LrSchedule:
     boundary: float = 0.5
     """Progress at which `step` drops, or at which the rise of `one_cycle` and `warmup_cosine` ends; in (0, 1)."""
     boundary_steps: int | None = None
-    """Update at which `step` drops or the warm-up ends, where it is given in steps rather than as a part of the
-    training; takes the place of `boundary`. Beyond the training, `step` never drops and a warm-up ends with it."""
+    """Step at which `step` drops or the warm-up ends, if given in steps rather than as a fraction of the training; it
+    overrides `boundary`. Beyond the training, `step` never drops and a warm-up ends with the training."""
     final_factor: float = 0.1
     """Factor after the drop (`step`) or at progress 1 (`cosine`, `warmup_cosine`, `exponential`); in (0, 1]."""
 
@@ -47,29 +47,29 @@ class LrSchedule:
             allowed = ", ".join(("step", *WARMUP_SCHEDULES))
             raise ConfigError(f"boundary_steps={self.boundary_steps}: {self.name} has no boundary; {allowed} have")
 
-    def rate(self, base_lr: float, update: int, num_steps: int) -> float:
-        """Return the learning rate of update number `update` (from 0) of `num_steps`.
+    def rate(self, base_lr: float, step: int, num_steps: int) -> float:
+        """Return the learning rate of step number `step` (from 0) of `num_steps`.
 
         A boundary between two steps moves to the later one, so that a warm-up always reaches `base_lr`.
         """
         # One divisor for both: division rounds monotonically, so they compare as the whole numbers do.
         last = max(1, num_steps - 1)
-        return base_lr * self._factor(update / last, self._find_boundary_step(num_steps) / last)
+        return base_lr * self._factor(step / last, self._find_boundary_step(num_steps) / last)
 
     def warmup_steps(self, num_steps: int) -> int:
-        """Return the number of steps before the warm-up is over, 0 without one: the first update at the base rate."""
+        """Return the number of steps before the warm-up is over, 0 without one: the first step at the base rate."""
         return self._find_boundary_step(num_steps) if self.name in WARMUP_SCHEDULES else 0
 
     def _find_boundary_step(self, num_steps: int) -> int:
-        """Return the first update at or past the boundary; a warm-up ends with the training at the latest."""
+        """Return the first step at or past the boundary; a warm-up ends with the training at the latest."""
         last = num_steps - 1
-        update = self.boundary_steps
-        if update is None:
+        step = self.boundary_steps
+        if step is None:
             # Not ceil: 0.28 * 25 comes out above 7, though 7 / 25 is 0.28.
-            update = round(self.boundary * last)
-            if update / max(1, last) < self.boundary:
-                update += 1
-        return min(update, last) if self.name in WARMUP_SCHEDULES else update
+            step = round(self.boundary * last)
+            if step / max(1, last) < self.boundary:
+                step += 1
+        return min(step, last) if self.name in WARMUP_SCHEDULES else step
 
     def _factor(self, progress: float, boundary: float) -> float:
         return _CURVES[self.name](self, min(1.0, max(0.0, progress)), boundary)
@@ -103,7 +103,7 @@ def _one_cycle(_schedule: LrSchedule, progress: float, boundary: float) -> float
 
 def _warmup_cosine(schedule: LrSchedule, progress: float, boundary: float) -> float:
     if progress < boundary:
-        # Not from zero: an update at rate 0 is an update lost.
+        # Not from zero: a step at rate 0 is lost.
         return ONE_CYCLE_START + (1 - ONE_CYCLE_START) * progress / boundary
     return _fall(schedule.final_factor, progress, boundary)
 
@@ -129,7 +129,7 @@ _CURVES: dict[str, Callable[[LrSchedule, float, float], float]] = {
 
 
 def sample_lr_schedule(name: str, rng: np.random.Generator) -> LrSchedule:
-    """Draw the free numbers of the schedule `name`; ranges chosen by us, around the usual values."""
+    """Sample the free parameters of the schedule `name`; ranges chosen by us, around the usual values."""
     match name:
         case "step":
             return LrSchedule(name=name, boundary=rng.uniform(0.4, 0.8), final_factor=0.1)

@@ -1,17 +1,17 @@
-"""Train heads on cached embeddings: the backbone stays frozen, and no epoch touches it."""
+"""Train heads on cached embeddings: the backbone stays frozen and is not run in any epoch."""
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mura_models.networks.heads import Heads
-from mura_models.training.dev_metrics import per_head_loss, to_classes
+from mura_models.training.dev_metrics import per_head_loss, predict_class
 from mura_models.training.loop import Training, TrialSettings
 from mura_models.training.search_data import SearchData, measure_features
 
 
 class ProbeTraining(Training):
-    """The K heads of one trial, trained side by side on embeddings under the four views."""
+    """The K heads of one trial, trained in parallel on embeddings under the four views."""
 
     def __init__(self, data: SearchData, settings: TrialSettings, *, device: str = "cpu") -> None:
         super().__init__(data, settings, device=device)
@@ -20,19 +20,19 @@ class ProbeTraining(Training):
         self.module = nn.ModuleDict({"heads": self.heads}).to(self.device)
         self.optimizer = make_head_optimizer(self.heads, settings)
 
-    def train_step(self, update: int) -> tuple[Tensor, Tensor]:
+    def train_step(self, step: int) -> tuple[Tensor, Tensor]:
         """Train every head on its own batch."""
-        features_KBD, labels_KB, weights_KB = self._fetch_batch(update)
+        features_KBD, labels_KB, weights_KB = self._fetch_batch(step)
         logits_KBC = self.heads(features_KBD)
         loss_K = per_head_loss(logits_KBC, labels_KB, weights_KB)
         self.optimizer.zero_grad(set_to_none=True)
         loss_K.sum().backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        share_right = (to_classes(logits_KBC.detach()) == labels_KB).float().mean()
+        share_right = (predict_class(logits_KBC.detach()) == labels_KB).float().mean()
         return loss_K.detach().mean(), share_right
 
-    def _fetch_batch(self, update: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        entries_KB, views_KB = self.batches.draw(update)
+    def _fetch_batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        entries_KB, views_KB = self.batches.draw(step)
         features_KBD = self.data.features_NVD[self.data.rows[entries_KB], views_KB]
         labels_KB = torch.from_numpy(self.data.labels[entries_KB].astype(np.int64)).to(self.device)
         weights_KB = None
@@ -54,7 +54,7 @@ class ProbeTraining(Training):
 
 
 def make_head_optimizer(heads: Heads, settings: TrialSettings) -> torch.optim.Optimizer:
-    """Adam with decoupled weight decay, which is the paper's Adam where the decay is 0; biases are not decayed."""
+    """Return AdamW, which is the paper's Adam if the decay is 0. Biases are not decayed."""
     groups = [
         {"params": list(heads.weights), "weight_decay": settings.weight_decay},
         {"params": list(heads.biases), "weight_decay": 0.0},

@@ -1,6 +1,6 @@
 """The rows of one search: embeddings, images, labels and folds.
 
-Shapes: N rows (images) of train, n of the search, O views, D features, K heads (held-out folds).
+Shapes: N rows (images) of train, n of the search, V views, D features, K heads (held-out folds).
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchData:
-    """The rows that one search trains on and is judged by; `features_NOD` is shared by all searches."""
+    """The rows that one search trains and is evaluated on; all searches share `features_NVD`."""
 
     features_NVD: np.ndarray
     """Every training image's embeddings by the frozen backbone, float16."""
     rows: np.ndarray
-    """Which of them belong to this search: [n] indices into N. The arrays below have one entry a row of these."""
+    """Which of them belong to this search: [n] indices into N. The arrays below have one entry for each."""
     labels: np.ndarray
     """Class of each row: 0/1, or the bone's number for the router."""
     folds: np.ndarray
@@ -27,9 +27,9 @@ class SearchData:
     held_out: tuple[int, ...]
     """The dev folds, one head each: head k never sees the rows of fold `held_out[k]`."""
     bone_classes: tuple[str, ...] | None = None
-    """The classes in their order where the target is the bone (the router); None where it is the abnormality."""
+    """The classes in their order if the target is the bone (the router); None if it is the abnormality."""
     images_NHW: np.ndarray | None = None
-    """Every training image, uint8, in the order of `features_NOD`; None where only heads are trained."""
+    """Every training image, uint8, in the order of `features_NVD`; None if only heads are trained."""
 
     @property
     def is_router(self) -> bool:
@@ -38,12 +38,12 @@ class SearchData:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a head: 1 for abnormal or not, one a bone for the router."""
+        """Outputs of a head: 1 for abnormal or not, one per bone for the router."""
         return len(self.bone_classes) if self.bone_classes else 1
 
     @property
     def dev_entries(self) -> np.ndarray:
-        """Which of the n rows some head has never seen: [m] indices into `rows`, ascending."""
+        """The rows that one of the heads has not seen: [m] indices into `rows`, ascending."""
         return np.flatnonzero(np.isin(self.folds, self.held_out))
 
 

@@ -32,14 +32,14 @@ def predict_test(assembly: Assembly, test: pd.DataFrame, features: Features, rec
     routing = assembly.route(features, studies)
     true_bones = pd.Categorical(test["bone"], categories=list(assembly.classes)).codes.astype(np.int64)
     rows = np.arange(len(test))
-    probabilities = {name: model.rate(features, rows) for name, model in assembly.models.items()}
+    probabilities = {name: model.predict_proba(features, rows) for name, model in assembly.models.items()}
     predictions = test[["path", "bone", "patient", "study", "label"]].reset_index(drop=True)
     predictions["bone_predicted"] = assembly.decode_bones(routing.bones, routing.p_bone)
     predictions["p_bone"] = routing.p_bone
     predictions["bone_predicted_by_image"] = assembly.decode_bones(routing.image_bones, routing.p_bone)
     for system, selected in list_systems(assembly, recipes).items():
         bones = routing.bones if system.routing == "routed" else true_bones
-        p_N, threshold_N = assembly.answer(probabilities, bones, selected)
+        p_N, threshold_N = assembly.predict_from_probabilities(probabilities, bones, selected)
         predictions[f"p_{system}"] = p_N
         predictions[f"threshold_{system}"] = threshold_N
     predictions.insert(7, "p_abnormal", predictions[f"p_{SELECTED_ROUTED}"])

@@ -86,7 +86,7 @@ def _checkpoint_bytes(config: RunConfig, trial: PlannedTrial, backbone: tuple[in
     num_features, backbone_bytes = backbone
     num_outputs = num_bones if trial.target == ROUTER else 1
     settings = trial.settings
-    widths = [num_features, *([settings.hidden_size] if settings.head == "mlp_probe" else []), num_outputs]
+    widths = [num_features, *([settings.hidden_size] if settings.head == "mlp" else []), num_outputs]
     num_weights = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths)) + 2 * num_features
     num_heads = 1 if holds_out_one_fold(config, trial.recipe) else config.num_folds
     is_network = trial.recipe == "finetune"

@@ -10,7 +10,7 @@ from mura_models.errors import RunError
 from mura_models.evaluation.calibration import apply_temperature, calibrate
 from mura_models.evaluation.metrics import Scored, macro_f1, to_studies
 from mura_models.inference.assembly import AbnormalityModel, Network
-from mura_models.training.dev_metrics import to_classes_array
+from mura_models.training.dev_metrics import predict_class_array
 from mura_models.training.search_data import SearchData
 from orchestrator.run.journal import JournalLine
 from orchestrator.search.plan import PlannedTrial
@@ -88,7 +88,7 @@ class Winner:
     def score_bones(self, folds: Sequence[int]) -> float:
         """Return a router's macro F1 by image on these dev folds."""
         rows = self.dev.subset(np.isin(self.dev.folds, folds))
-        return macro_f1(rows.labels, to_classes_array(rows.logits), rows.logits.shape[1])
+        return macro_f1(rows.labels, predict_class_array(rows.logits), rows.logits.shape[1])
 
 
 def rank_trials(

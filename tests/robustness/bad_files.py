@@ -183,7 +183,7 @@ FILES: dict[str, Rejection] = {
     "weights of zero bytes": weights(DAMAGED, "w.pt", Path.touch),
     "safetensors of zero bytes": weights("weights 'w.safetensors'", "w.safetensors", Path.touch),
     "truncated weights": weights(DAMAGED, "w.pth", save_cut),
-    "truncated safetensors": weights("no sound safetensors file", "w.safetensors", save_cut),
+    "truncated safetensors": weights("not a valid safetensors file", "w.safetensors", save_cut),
     "text as weights": weights(DAMAGED, "w.pt", lambda path: path.write_text("see the wiki")),
     "weights of an unknown suffix": weights("unknown suffix '.h5'; must be .pt, .pth", "w.h5", Path.touch),
     "a list as weights": weights(NOT_MADE, "w.pt", lambda path: torch.save([1, 2], path)),
@@ -196,7 +196,7 @@ FILES: dict[str, Rejection] = {
     "a pickle with code": weights(DAMAGED, "w.pt", lambda path: path.write_bytes(pickle.dumps(Trap()))),
     "weights with code among them": weights(DAMAGED, "w.pt", lambda path: save_changed(path, trap=Trap())),
     "code as safetensors": weights(
-        "no sound safetensors file", "w.safetensors", lambda path: path.write_bytes(pickle.dumps(Trap()))
+        "not a valid safetensors file", "w.safetensors", lambda path: path.write_bytes(pickle.dumps(Trap()))
     ),
     # Bundles.
     "no bundle": Rejection(

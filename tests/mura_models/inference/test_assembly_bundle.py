@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from factories import NUM_FEATURES, list_names, make_assembly, make_features, make_manifest, serve_features
+from factories import NUM_FEATURES, list_names, make_assembly, make_features, make_manifest, wrap_features
 
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.evaluation.calibration import apply_temperature
@@ -55,7 +55,7 @@ def folder(bundle, tmp_path):
 
 def rate(model, features_ND):
     """Let a model rate all images."""
-    return model.rate(serve_features(features_ND), np.arange(len(features_ND)))
+    return model.predict_proba(wrap_features(features_ND), np.arange(len(features_ND)))
 
 
 def test_a_model_rates_by_the_calibrated_mean_logit_of_its_heads():
@@ -71,7 +71,7 @@ def test_images_of_a_study_are_routed_together_and_others_are_not():
     _, features_ND, studies = make_images()
     assembly = make_assembly()
     together, alone = (
-        assembly.route(serve_features(features_ND), codes) for codes in (studies, np.arange(len(features_ND)))
+        assembly.route(wrap_features(features_ND), codes) for codes in (studies, np.arange(len(features_ND)))
     )
     assert all(len(set(together.bones[studies == study])) == 1 for study in set(studies))
     assert np.array_equal(alone.bones, alone.image_bones)
@@ -82,14 +82,14 @@ def test_the_order_of_images_changes_no_answer():
     _, features_ND, studies = make_images()
     order = np.random.default_rng(0).permutation(len(studies))
     straight, shuffled = (
-        make_assembly().predict(serve_features(features_ND[rows]), studies[rows]) for rows in (slice(None), order)
+        make_assembly().predict(wrap_features(features_ND[rows]), studies[rows]) for rows in (slice(None), order)
     )
     assert shuffled["bone_predicted"].tolist() == straight["bone_predicted"].iloc[order].tolist()
     assert shuffled["p_abnormal"].to_numpy() == pytest.approx(straight["p_abnormal"].to_numpy()[order], abs=1e-6)
 
 
 def test_no_images_get_no_answers():
-    nothing = serve_features(np.zeros((0, NUM_FEATURES), np.float16))
+    nothing = wrap_features(np.zeros((0, NUM_FEATURES), np.float16))
     answers = make_assembly().predict(nothing, np.zeros(0, np.int64))
     assert list(answers) == ["bone_predicted", "p_bone", "p_abnormal", "prediction"]
     assert len(answers) == 0
@@ -101,7 +101,7 @@ def test_with_one_bone_there_is_nothing_to_route():
     one = Assembly(
         classes=("hand",), router=None, models=several.models, selected={"hand": "specialist:hand/mlp_probe"}
     )
-    answers = one.predict(serve_features(features_ND), studies)
+    answers = one.predict(wrap_features(features_ND), studies)
     assert set(answers["bone_predicted"]) == {"hand"}
     assert set(answers["p_bone"]) == {1.0}
     assert answers["p_abnormal"].to_numpy() == pytest.approx(
@@ -113,7 +113,7 @@ def test_without_a_router_no_bone_is_named():
     """Else every image would be called the first bone, for certain."""
     _, features_ND, studies = make_images()
     assembly = replace(make_assembly(specialists=(), selected=()), router=None)
-    answers = assembly.predict(serve_features(features_ND), studies)
+    answers = assembly.predict(wrap_features(features_ND), studies)
     assert answers[["bone_predicted", "p_bone"]].isna().all(axis=None)
     assert answers["p_abnormal"].to_numpy() == pytest.approx(rate(assembly.models["baseline/mlp_probe"], features_ND))
 
@@ -121,7 +121,7 @@ def test_without_a_router_no_bone_is_named():
 def test_a_bundle_answers_as_what_was_put_in(bundle, folder):
     _, features_ND, studies = make_images()
     read = load_bundle(folder)
-    before, after = (b.assembly.predict(serve_features(features_ND), studies) for b in (bundle, read))
+    before, after = (b.assembly.predict(wrap_features(features_ND), studies) for b in (bundle, read))
     assert after.equals(before)
     images_B3HW = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(read.backbones[FROZEN].module(images_B3HW), bundle.backbones[FROZEN].module(images_B3HW))
@@ -158,7 +158,7 @@ def test_any_bone_can_be_in_a_bundle(bundle, tmp_path, bone):
     assembly = make_assembly(("hand", bone), specialists=("hand", bone), selected=("hand", bone)).keep_selected()
     write_bundle(replace(bundle, assembly=assembly), tmp_path)
     read = load_bundle(tmp_path).assembly
-    features = serve_features(features_ND)
+    features = wrap_features(features_ND)
     assert read.predict(features, studies).equals(assembly.predict(features, studies))
 
 

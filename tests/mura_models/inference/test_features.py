@@ -66,7 +66,7 @@ def make_bundle(*, with_router=True):
 
     def make_networks(*keys, num_outputs=1):
         shape = {"num_heads": 2, "num_features": backbones[FROZEN].num_features, "num_outputs": num_outputs}
-        settings = HeadSettings(recipe="linear_probe", **shape)
+        settings = HeadSettings(kind="linear", **shape)
         return tuple(Network(backbone=key, heads=Heads(settings, seed=n).eval()) for n, key in enumerate(keys))
 
     models = [
@@ -120,7 +120,7 @@ def embed_each_time(bundle, images_NHW):
 
 
 def spread(bundle, images_NHW):
-    """Standardise the heads by what these images give, so that answers differ from image to image."""
+    """Standardize the heads by what these images give, so that answers differ from image to image."""
     rows = np.arange(len(images_NHW))
     for network in bundle.assembly.networks:
         features_ND = torch.from_numpy(embed_each_time(bundle, images_NHW)(network.backbone, rows).astype(np.float32))

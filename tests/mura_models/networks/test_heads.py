@@ -13,14 +13,14 @@ from mura_models.training.dev_metrics import per_head_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SHAPES = [("linear_probe", "relu", 1), ("mlp_probe", "relu", 1), ("mlp_probe", "none", 1), ("linear_probe", "relu", 3)]
-each_shape = pytest.mark.parametrize(("recipe", "activation", "num_outputs"), SHAPES)
+SHAPES = [("linear", "relu", 1), ("mlp", "relu", 1), ("mlp", "none", 1), ("linear", "relu", 3)]
+each_shape = pytest.mark.parametrize(("kind", "activation", "num_outputs"), SHAPES)
 
 
-def make_both(recipe, activation, num_outputs):
-    """Return heads and the same as a list of torch's own models, before standardisation."""
+def make_both(kind, activation, num_outputs):
+    """Return heads and the same as a list of torch's own models, before standardization."""
     settings = HeadSettings(
-        recipe=recipe,
+        kind=kind,
         num_heads=NUM_FOLDS,
         num_features=NUM_FEATURES,
         num_outputs=num_outputs,
@@ -28,7 +28,7 @@ def make_both(recipe, activation, num_outputs):
         activation=activation,
     )
     heads = Heads(settings, seed=4)
-    sizes = [NUM_FEATURES, num_outputs] if recipe == "linear_probe" else [NUM_FEATURES, 5, num_outputs]
+    sizes = [NUM_FEATURES, num_outputs] if kind == "linear" else [NUM_FEATURES, 5, num_outputs]
     models = []
     for head in range(NUM_FOLDS):
         layers = [nn.Linear(*size) for size in pairwise(sizes)]
@@ -47,8 +47,8 @@ def draw_batch(num_outputs, num_rows=9):
 
 
 @each_shape
-def test_each_head_answers_as_a_model_of_its_own(recipe, activation, num_outputs):
-    heads, models = make_both(recipe, activation, num_outputs)
+def test_each_head_answers_as_a_model_of_its_own(kind, activation, num_outputs):
+    heads, models = make_both(kind, activation, num_outputs)
     features_KBD, _ = draw_batch(num_outputs)
     expected = torch.stack([model(part) for model, part in zip(models, features_KBD, strict=True)])
     torch.testing.assert_close(heads(features_KBD), expected)
@@ -57,8 +57,8 @@ def test_each_head_answers_as_a_model_of_its_own(recipe, activation, num_outputs
 
 
 @each_shape
-def test_each_head_learns_as_a_model_of_its_own(recipe, activation, num_outputs):
-    heads, models = make_both(recipe, activation, num_outputs)
+def test_each_head_learns_as_a_model_of_its_own(kind, activation, num_outputs):
+    heads, models = make_both(kind, activation, num_outputs)
     features_KBD, labels_KB = draw_batch(num_outputs)
     together = torch.optim.Adam(heads.parameters(), lr=0.1)
     per_head_loss(heads(features_KBD), labels_KB).sum().backward()
@@ -76,8 +76,8 @@ def test_each_head_learns_as_a_model_of_its_own(recipe, activation, num_outputs)
 
 
 @each_shape
-def test_the_shipped_logit_is_the_mean_of_the_heads(recipe, activation, num_outputs):
-    heads, models = make_both(recipe, activation, num_outputs)
+def test_the_shipped_logit_is_the_mean_of_the_heads(kind, activation, num_outputs):
+    heads, models = make_both(kind, activation, num_outputs)
     features_BD = draw_batch(num_outputs)[0][0]
     expected = torch.stack([model(features_BD) for model in models]).mean(0)
     shipped = heads.mean_logit(features_BD)
@@ -86,7 +86,7 @@ def test_the_shipped_logit_is_the_mean_of_the_heads(recipe, activation, num_outp
 
 
 def test_each_head_standardizes_by_its_own_rows():
-    heads, models = make_both("mlp_probe", "relu", 1)
+    heads, models = make_both("mlp", "relu", 1)
     rows_KBD = 5 + 3 * draw_batch(1, num_rows=50)[0]
     heads.standardize_by(rows_KBD.mean(1), rows_KBD.std(1, unbiased=False))
     standard_KBD = (rows_KBD - rows_KBD.mean(1, keepdim=True)) / rows_KBD.std(1, unbiased=False, keepdim=True)
@@ -101,7 +101,7 @@ def test_a_feature_that_never_varies_leaves_the_logits_finite():
 
 
 def test_without_an_activation_two_layers_are_one_linear_map():
-    heads, _ = make_both("mlp_probe", "none", 1)
+    heads, _ = make_both("mlp", "none", 1)
     features_BD = draw_batch(1)[0][0]
     zero = heads.mean_logit(torch.zeros(1, NUM_FEATURES))
     linear = heads.mean_logit(features_BD) + heads.mean_logit(2 * features_BD) - 2 * zero
@@ -109,7 +109,7 @@ def test_without_an_activation_two_layers_are_one_linear_map():
 
 
 def test_one_seed_gives_one_start_and_heads_that_differ():
-    settings = HeadSettings(recipe="mlp_probe", num_heads=2, num_features=50)
+    settings = HeadSettings(kind="mlp", num_heads=2, num_features=50)
     first, again, other = (Heads(settings, seed=seed).weights[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -120,9 +120,9 @@ def test_one_seed_gives_one_start_and_heads_that_differ():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"recipe": "finetune"}, {"num_heads": 0}, {"num_features": 0}, {"activation": "gelu"}, {"hidden_size": 0}]
+    "wrong", [{"kind": "finetune"}, {"num_heads": 0}, {"num_features": 0}, {"activation": "gelu"}, {"hidden_size": 0}]
 )
 def test_a_head_that_cannot_be_is_refused_by_its_value(wrong):
-    settings = {"recipe": "mlp_probe", "num_heads": 2, "num_features": 3} | wrong
+    settings = {"kind": "mlp", "num_heads": 2, "num_features": 3} | wrong
     with pytest.raises(ConfigError, match=next(f"{name}='?{value}" for name, value in wrong.items())):
         HeadSettings(**settings)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from mura_models.training.checksums import add_checksum, has_valid_checksum, leave_room
+from mura_models.training.checksums import add_checksum, has_valid_checksum, reserve_checksum
 
 TENSORS = {"w": torch.arange(6, dtype=torch.float32), "sha256": torch.ones(2)}
 TRICKY = {"progress": '{"sha256":"' + "0" * 64 + '"}', "head": 'é\n"sha256":"x'}
@@ -13,7 +13,7 @@ TRICKY = {"progress": '{"sha256":"' + "0" * 64 + '"}', "head": 'é\n"sha256":"x'
 
 @pytest.fixture
 def sealed():
-    return add_checksum(save(TENSORS, leave_room(TRICKY)))
+    return add_checksum(save(TENSORS, reserve_checksum(TRICKY)))
 
 
 def test_what_is_sealed_is_known_and_read_as_before(sealed):
@@ -35,7 +35,7 @@ def test_every_length_but_its_own_shows(sealed):
     assert not has_valid_checksum(sealed + b"\0")
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 8, b"\xff" * 100, save(TENSORS), save(TENSORS, leave_room({}))])
+@pytest.mark.parametrize("content", [b"", b"\0" * 8, b"\xff" * 100, save(TENSORS), save(TENSORS, reserve_checksum({}))])
 def test_what_was_never_sealed_is_not(content):
     assert not has_valid_checksum(content)
 

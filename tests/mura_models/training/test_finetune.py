@@ -55,7 +55,7 @@ def make_image_data(target="baseline", *, images_seed=0):
 def make_training(data=None, *, finetune=None, **settings):
     """Return a training of milliseconds, of images as they are and without an average unless asked for."""
     tune = FinetuneSettings(**PLAIN | (finetune or {}))
-    chosen = make_settings(**{"head": "linear_probe", "finetune": tune} | settings)
+    chosen = make_settings(**{"head": "linear", "finetune": tune} | settings)
     return FinetuneTraining(data or make_image_data(), chosen, make_backbone())
 
 
@@ -107,7 +107,7 @@ def test_a_trial_stopped_after_any_epoch_goes_on_to_the_same_bits(finetune, kept
 def test_the_backbone_given_is_not_changed():
     backbone = make_backbone()
     before = copy_state(backbone)
-    settings = make_settings(head="linear_probe", finetune=FinetuneSettings())
+    settings = make_settings(head="linear", finetune=FinetuneSettings())
     trained = run(FinetuneTraining(make_image_data(), settings, backbone))
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
     assert not torch.equal(trained.module["backbone"].conv.weight, backbone.conv.weight)
@@ -150,7 +150,7 @@ def test_only_the_held_out_fold_judges():
 
 def test_backbone_and_head_have_rates_of_their_own_and_norms_and_biases_do_not_decay():
     training = make_training(finetune={"backbone_lr_factor": 0.1}, weight_decay=0.5, lr=0.02)
-    training.scale_rates(0)
+    training.set_learning_rates(0)
     found = {}
     for group in training.optimizer.param_groups:
         for parameter in group["params"]:
@@ -254,7 +254,7 @@ def run_out_of_memory_above(monkeypatch, num_rows, error=None):
 
 @pytest.mark.usefixtures("_in_float32")
 def test_out_of_memory_halves_the_batch_and_keeps_the_gradient(monkeypatch):
-    """Batch normalisation is frozen: its statistics would be those of the parts."""
+    """Batch normalization is frozen: its statistics would be those of the parts."""
     whole, halved = (make_training(finetune={"freeze_batchnorm": True}) for _ in range(2))
     whole.train_step(0)
     run_out_of_memory_above(monkeypatch, 5)
@@ -308,19 +308,19 @@ def test_the_processs_own_lack_of_memory_is_known():
 def test_an_average_of_the_weights_is_what_is_judged_and_shipped():
     training = make_training(finetune={"ema_decay": 0.9}, num_epochs=1)
     average = copy_state(training.module)
-    for update in range(3):
-        training.scale_rates(update)
-        training.train_step(update)
+    for step in range(3):
+        training.set_learning_rates(step)
+        training.train_step(step)
         training.ema.update_parameters(training.module)
         for name, parameter in training.module.named_parameters():
-            decay = (1 + update) / (10 + update) if update else 0.0  # the first update takes the weights as they are
+            decay = (1 + step) / (10 + step) if step else 0.0  # the first step takes the weights as they are
             average[name] = decay * average[name] + (1 - decay) * parameter.detach()
-    shipped = training.shipped_state()
+    shipped = training.exported_state()
     for name, _ in training.module.named_parameters():
         assert torch.allclose(shipped[name], average[name], atol=1e-6), name
     again = run(make_training(finetune={"ema_decay": 0.9}, num_epochs=1))
     saved = Checkpoint.from_bytes(again.save())
-    assert torch.equal(saved.shipped["backbone.conv.weight"], shipped["backbone.conv.weight"])
+    assert torch.equal(saved.exported["backbone.conv.weight"], shipped["backbone.conv.weight"])
     assert again.dev_logits == pytest.approx(training.predict_dev(), abs=1e-6)
 
 
@@ -330,7 +330,7 @@ def test_the_best_epochs_weights_are_shipped_where_asked():
     for epoch in training.epochs():
         states[epoch.epoch] = copy_state(training.module)
     assert training.best_epoch < 8  # or this would show nothing
-    shipped = Checkpoint.from_bytes(training.save()).shipped
+    shipped = Checkpoint.from_bytes(training.save()).exported
     best = states[training.best_epoch]
     assert all(torch.equal(shipped[name], best[name]) for name in best)
 
@@ -369,6 +369,6 @@ def test_images_are_fetched_by_index_augmented_and_normalized():
 def test_one_update_draws_the_same_augmentation_whenever_it_is_run():
     entries_B, views_B = np.arange(6), np.zeros(6, int)
     training = make_training(finetune={"rotation_degrees": 30.0})
-    first, other, again = (training.fetch_images(entries_B, views_B, update) for update in (3, 4, 3))
+    first, other, again = (training.fetch_images(entries_B, views_B, step) for step in (3, 4, 3))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -86,7 +86,7 @@ def test_every_row_is_judged_by_the_head_that_never_saw_it():
 
 
 @pytest.mark.parametrize("num_done", [1, 2, 3])
-@pytest.mark.parametrize("recipe", ["linear_probe", "mlp_probe"])
+@pytest.mark.parametrize("recipe", ["linear", "mlp"])
 def test_a_trial_stopped_after_any_epoch_goes_on_to_the_same_bits(recipe, num_done):
     data = make_probe_data()
     settings = make_settings(head=recipe, weight_decay=3.0, lr_schedule=LrSchedule(name="one_cycle"))
@@ -168,7 +168,7 @@ def test_a_damaged_embedding_fails_the_trial_rather_than_training_on():
 def draw_rows(folds, num_steps, **settings):
     """Return the rows [steps, K, B] that the heads are shown."""
     plan = BatchPlan(folds, **{"held_out": range(NUM_FOLDS), "num_views": 4, "batch_size": 8, "seed": 0} | settings)
-    return np.stack([plan.draw(update)[0] for update in range(num_steps)])
+    return np.stack([plan.draw(step)[0] for step in range(num_steps)])
 
 
 def test_plain_sampling_shows_every_row_equally_often():
@@ -190,14 +190,14 @@ def test_plain_sampling_shuffles_every_pass_anew():
 
 def test_balanced_sampling_shows_every_bone_equally_often():
     bones = np.repeat(["elbow", "hand"], [270, 30])
-    rows_UKB = draw_rows(np.arange(300) % NUM_FOLDS, 200, balanced_by=bones)
+    rows_UKB = draw_rows(np.arange(300) % NUM_FOLDS, 200, strata=bones)
     share_of_hand = (bones[rows_UKB] == "hand").mean(axis=(0, 2))
     assert share_of_hand == pytest.approx([0.5] * NUM_FOLDS, abs=0.05)  # 1,600 draws a head
 
 
 def test_the_four_views_are_drawn_equally_often():
     plan = BatchPlan(np.arange(30) % NUM_FOLDS, held_out=range(NUM_FOLDS), num_views=4, batch_size=64, seed=0)
-    views_UKB = np.stack([plan.draw(update)[1] for update in range(60)])
+    views_UKB = np.stack([plan.draw(step)[1] for step in range(60)])
     assert np.bincount(views_UKB.ravel()) / views_UKB.size == pytest.approx([0.25] * 4, abs=0.02)
 
 
@@ -205,7 +205,7 @@ def test_an_update_draws_the_same_whatever_was_drawn_before():
     folds = np.arange(17) % NUM_FOLDS
     assert np.array_equal(draw_rows(folds, 31)[30], draw_rows(folds, 31)[::-1][0])
     plan = BatchPlan(folds, held_out=range(NUM_FOLDS), num_views=4, batch_size=8, seed=0)
-    alone = [plan.draw(update)[0] for update in (30, 2, 30)]
+    alone = [plan.draw(step)[0] for step in (30, 2, 30)]
     assert np.array_equal(alone[0], draw_rows(folds, 31)[30])
     assert np.array_equal(alone[0], alone[2])
 
@@ -248,7 +248,7 @@ def test_dev_metrics_are_those_of_scikit_learn_by_study():
 
 def test_the_router_learns_the_bones():
     data = make_probe_data("router")
-    training, views = train(data, make_settings(head="linear_probe", lr=0.1, num_epochs=12, metric="macro_f1"))
+    training, views = train(data, make_settings(head="linear", lr=0.1, num_epochs=12, metric="macro_f1"))
     named = training.dev_logits.argmax(1)
     assert views[-1].metrics["dev_macro_f1"] == pytest.approx(f1_score(data.labels, named, average="macro"))
     assert views[-1].metrics["dev_macro_f1"] > 0.95

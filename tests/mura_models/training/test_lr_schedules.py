@@ -1,4 +1,4 @@
-"""Schedules against torch's own, update by update, and at the steps where they bend."""
+"""Schedules against torch's own, step by step, and at the steps where they bend."""
 
 import math
 
@@ -21,12 +21,12 @@ QUARTER = (2 + math.sqrt(2)) / 4
 
 
 def list_rates(schedule, num_steps, base_lr=BASE_LR):
-    """Return the rate of every update."""
-    return [schedule.rate(base_lr, update, num_steps) for update in range(num_steps)]
+    """Return the rate of every step."""
+    return [schedule.rate(base_lr, step, num_steps) for step in range(num_steps)]
 
 
 def list_torch_rates(make_scheduler, num_steps):
-    """Return the rate of every update under one of torch's schedulers."""
+    """Return the rate of every step under one of torch's schedulers."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE_LR)
     scheduler = make_scheduler(optimizer)
     rates = [optimizer.param_groups[0]["lr"]]
@@ -37,11 +37,11 @@ def list_torch_rates(make_scheduler, num_steps):
     return rates
 
 
-def bend_at(name, update, num_steps, **settings):
-    """Return the schedules that bend at `update`: told in steps and, inside the training, in progress."""
-    schedules = [LrSchedule(name=name, boundary_steps=update, **settings)]
-    if update < num_steps - 1:
-        schedules.append(LrSchedule(name=name, boundary=update / (num_steps - 1), **settings))
+def bend_at(name, step, num_steps, **settings):
+    """Return the schedules that bend at `step`: told in steps and, inside the training, in progress."""
+    schedules = [LrSchedule(name=name, boundary_steps=step, **settings)]
+    if step < num_steps - 1:
+        schedules.append(LrSchedule(name=name, boundary=step / (num_steps - 1), **settings))
     return schedules
 
 
@@ -88,7 +88,7 @@ def test_exponential_is_torchs_exponential(num_steps):
 
 @pytest.mark.parametrize(("num_steps", "peak"), pair_budgets_with_bends(latest=0))
 def test_one_cycle_is_torchs_one_cycle(num_steps, peak):
-    """Torch puts the peak at update pct_start * total_steps - 1."""
+    """Torch puts the peak at step pct_start * total_steps - 1."""
 
     def cycle(optimizer):
         rise = (peak + 1) / num_steps
@@ -151,7 +151,7 @@ def test_warmup_cosine_is_torchs_linear_rise_then_cosine(num_steps, peak):
     ],
 )
 def test_the_factor_at_the_start_around_the_boundary_and_at_the_end(schedule, num_steps, factors):
-    ours = {update: schedule.rate(1.0, update, num_steps) for update in factors}
+    ours = {step: schedule.rate(1.0, step, num_steps) for step in factors}
     assert ours == pytest.approx(factors, rel=1e-12, abs=0)
 
 
@@ -181,7 +181,7 @@ def test_every_factor_is_above_0_and_at_most_1(schedule, num_steps):
 
 @given(schedule=draw_schedules(), num_steps=st.integers(2, 5000))
 def test_the_first_and_the_last_factor_are_as_documented(schedule, num_steps):
-    first, last = (schedule.rate(1.0, update, num_steps) for update in (0, num_steps - 1))
+    first, last = (schedule.rate(1.0, step, num_steps) for step in (0, num_steps - 1))
     assert first == pytest.approx(START if schedule.name in WARMUP_SCHEDULES else 1, rel=1e-12)
     ends = {"constant": 1, "one_cycle": CYCLE_END}
     stays_up = schedule.boundary_steps is not None and schedule.boundary_steps > num_steps - 1
@@ -194,9 +194,9 @@ def test_the_first_and_the_last_factor_are_as_documented(schedule, num_steps):
 def test_a_step_in_steps_falls_at_that_update_whatever_the_budget(boundary, num_steps, data):
     schedule = LrSchedule(name="step", boundary_steps=boundary, final_factor=0.25)
     steps = {0, boundary - 1, boundary, boundary + 1, num_steps - 1, data.draw(st.integers(0, num_steps - 1))}
-    for update in steps:
-        if update < num_steps:
-            assert schedule.rate(1.0, update, num_steps) == (1.0 if update < boundary else 0.25)
+    for step in steps:
+        if step < num_steps:
+            assert schedule.rate(1.0, step, num_steps) == (1.0 if step < boundary else 0.25)
 
 
 @given(name=st.sampled_from(("step", *WARMUP_SCHEDULES)), num_steps=st.integers(3, 300), data=st.data())
@@ -248,7 +248,7 @@ def test_every_drawn_schedule_keeps_the_rate_positive_and_at_most_its_base(name)
 @pytest.mark.parametrize("name", LR_SCHEDULES)
 def test_steps_beyond_the_ends_count_as_the_ends(name):
     schedule = LrSchedule(name=name)
-    rates = [schedule.rate(BASE_LR, update, 10) for update in (-5, 0, 9, 14)]
+    rates = [schedule.rate(BASE_LR, step, 10) for step in (-5, 0, 9, 14)]
     assert rates[0] == rates[1]
     assert rates[2] == rates[3]
 

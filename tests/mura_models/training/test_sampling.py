@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.utils.class_weight import compute_sample_weight
 
-from mura_models.training.sampling import BatchPlan, balance_by, weigh_labels, weigh_rows
+from mura_models.training.sampling import BatchPlan, fit_weights, label_weights, sampling_strata
 
 BONES = np.repeat(["elbow", "hand", "wrist"], [10, 40, 6])
 LABELS = np.concatenate([np.repeat([0, 1], [8, 2]), np.repeat([0, 1], [10, 30]), np.zeros(6, int)])
@@ -19,10 +19,10 @@ def draw_shares(sampling, *, labels=LABELS, num_steps=400):
         held_out=(1,),  # nothing is left out
         num_views=1,
         batch_size=28,
-        balanced_by=balance_by(sampling, BONES, labels),
+        strata=sampling_strata(sampling, BONES, labels),
         seed=0,
     )
-    rows = np.concatenate([batches.draw(update)[0][0] for update in range(num_steps)])
+    rows = np.concatenate([batches.draw(step)[0][0] for step in range(num_steps)])
     return np.bincount(rows, minlength=len(BONES)) / len(rows)
 
 
@@ -47,12 +47,12 @@ def test_else_every_row_is_drawn_equally_often(sampling):
 
 def test_a_router_is_balanced_over_bones_whatever_the_labels():
     for sampling in ("balanced_bones", "balanced_bones_labels"):
-        assert balance_by(sampling, BONES, None).tolist() == BONES.tolist()
+        assert sampling_strata(sampling, BONES, None).tolist() == BONES.tolist()
 
 
 def test_weighted_labels_are_muras_by_bone():
     """MURA's loss, arXiv 1712.06957: w1 = normal / all, w0 = abnormal / all, of each study type; mean 1 here."""
-    weights = weigh_labels("weighted_labels", BONES, LABELS)
+    weights = label_weights("weighted_labels", BONES, LABELS)
     expected = np.empty(56)
     for bone in set(BONES):
         of_bone = bone == BONES
@@ -63,23 +63,23 @@ def test_weighted_labels_are_muras_by_bone():
 
 
 def test_a_routers_rows_weigh_inversely_to_their_bones_number():
-    weights = weigh_labels("weighted_labels", BONES, None)
+    weights = label_weights("weighted_labels", BONES, None)
     assert weights == pytest.approx(compute_sample_weight("balanced", BONES))
 
 
 @pytest.mark.parametrize("sampling", ["plain", "balanced_bones", "balanced_bones_labels"])
 def test_only_weighted_labels_weighs_rows_in_the_loss(sampling):
-    assert weigh_labels(sampling, BONES, LABELS) is None
+    assert label_weights(sampling, BONES, LABELS) is None
 
 
 @pytest.mark.parametrize("sampling", ["balanced_bones", "balanced_bones_labels"])
 def test_a_fit_over_all_rows_weighs_them_as_often_as_a_training_draws_them(sampling):
-    weights = weigh_rows(sampling, BONES, LABELS)
+    weights = fit_weights(sampling, BONES, LABELS)
     assert weights.mean() == pytest.approx(1)
     assert weights / len(weights) == pytest.approx(draw_shares(sampling, num_steps=2000), abs=4e-3)
 
 
 def test_a_fit_over_all_rows_is_plain_or_weighted_as_a_training_is():
-    assert weigh_rows("plain", BONES, LABELS) is None
-    expected = weigh_labels("weighted_labels", BONES, LABELS)
-    assert np.array_equal(weigh_rows("weighted_labels", BONES, LABELS), expected)
+    assert fit_weights("plain", BONES, LABELS) is None
+    expected = label_weights("weighted_labels", BONES, LABELS)
+    assert np.array_equal(fit_weights("weighted_labels", BONES, LABELS), expected)

@@ -14,7 +14,7 @@ from mura_models.errors import RunError
 from mura_models.evaluation.calibration import calibrate
 from mura_models.evaluation.metrics import score
 from mura_models.inference.assembly import FROZEN, Network
-from mura_models.training.dev_metrics import to_classes_array
+from mura_models.training.dev_metrics import predict_class_array
 from mura_models.training.probe import ProbeTraining
 from orchestrator.evaluation import selection
 from orchestrator.evaluation.report_data import write_selected
@@ -301,7 +301,7 @@ def test_the_router_is_the_better_one_on_the_rows_common_to_both():
     winners = {winner.search: winner for winner in (probe, network)}
     assert select_best_router(winners) is network
     mine = probe.dev.folds == 0
-    expected = f1_score(probe.dev.labels[mine], to_classes_array(probe.dev.logits[mine]), average="macro")
+    expected = f1_score(probe.dev.labels[mine], predict_class_array(probe.dev.logits[mine]), average="macro")
     assert score_routers(winners)["router/linear_probe"] == pytest.approx(expected)
 
 

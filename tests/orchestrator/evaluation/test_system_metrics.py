@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factories import SYSTEM_NAMES, make_assembly, make_features, make_manifest, serve_features
+from factories import SYSTEM_NAMES, make_assembly, make_features, make_manifest, wrap_features
 from sklearn.metrics import (
     accuracy_score,
     auc,
@@ -53,7 +53,7 @@ def make_test_rows():
 def predict():
     """Return the systems' answers for the test rows."""
     test, features_ND = make_test_rows()
-    return predict_test(make_assembly(), test, serve_features(features_ND), RECIPES)
+    return predict_test(make_assembly(), test, wrap_features(features_ND), RECIPES)
 
 
 @cache
@@ -108,15 +108,15 @@ def test_the_bundle_is_the_selected_and_routed_system():
 def test_the_bundle_would_answer_the_same():
     test, features_ND = make_test_rows()
     studies = pd.factorize(test["patient"])[0]
-    answers = make_assembly().predict(serve_features(features_ND), studies)
+    answers = make_assembly().predict(wrap_features(features_ND), studies)
     pd.testing.assert_frame_equal(answers, predict()[list(answers.columns)])
 
 
 def test_each_system_uses_the_models_of_its_name():
     _, features_ND = make_test_rows()
     assembly, rows = make_assembly(), predict()
-    features, every = serve_features(features_ND), np.arange(len(features_ND))
-    probabilities = {name: model.rate(features, every) for name, model in assembly.models.items()}
+    features, every = wrap_features(features_ND), np.arange(len(features_ND))
+    probabilities = {name: model.predict_proba(features, every) for name, model in assembly.models.items()}
 
     def choose(bones, by_bone):
         names = [by_bone.get(bone, "baseline/mlp_probe") for bone in bones]
@@ -284,11 +284,11 @@ def test_a_recipe_without_a_baseline_is_no_system():
     without = type(assembly)(
         classes=assembly.classes, router=assembly.router, models=models, selected=assembly.selected
     )
-    assert read_systems(predict_test(without, test, serve_features(features_ND), RECIPES)) == SYSTEMS[1:]
+    assert read_systems(predict_test(without, test, wrap_features(features_ND), RECIPES)) == SYSTEMS[1:]
 
 
 def test_without_any_specialist_there_are_baselines_and_the_selected_systems():
     test, features_ND = make_test_rows()
-    rows = predict_test(make_assembly(specialists=(), selected=()), test, serve_features(features_ND), RECIPES)
+    rows = predict_test(make_assembly(specialists=(), selected=()), test, wrap_features(features_ND), RECIPES)
     assert read_systems(rows) == [system for system in SYSTEMS if system.kind != "specialists"]
     assert rows["p_selected_routed"].to_numpy() == pytest.approx(rows["p_baseline_mlp_probe"].to_numpy())

@@ -8,7 +8,7 @@ from factories import fail_to_read, list_names
 from safetensors.torch import save
 
 from mura_models.errors import StorageError
-from mura_models.training.checksums import add_checksum, leave_room
+from mura_models.training.checksums import add_checksum, reserve_checksum
 from orchestrator.run.directory import RunDir
 from orchestrator.search.checkpoint_store import CheckpointStore, read_checkpoint, remove_checkpoints, write_checkpoint
 
@@ -17,7 +17,7 @@ TRIAL = "specialist:wrist/mlp_probe/000"
 
 def make_content(number):
     """Return the bytes of a checkpoint."""
-    return add_checksum(save({"w": torch.full((8,), float(number))}, leave_room({})))
+    return add_checksum(save({"w": torch.full((8,), float(number))}, reserve_checksum({})))
 
 
 @pytest.fixture
