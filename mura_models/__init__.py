@@ -81,7 +81,11 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
     if name == "__version__":
-        value: Any = import_module("importlib.metadata").version("mura-study")
+        metadata = import_module("importlib.metadata")
+        try:
+            value: Any = metadata.version("mura-study")
+        except metadata.PackageNotFoundError:  # a clone that is not installed
+            value = "unknown"
     elif name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
     else:

@@ -8,9 +8,15 @@ import pandas as pd
 import torch
 
 from mura_models.data.dataset import patient_codes, study_codes
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.evaluation.calibration import Calibration
 from mura_models.inference.assembly import FROZEN, AbnormalityModel, Assembly, Network, Router
+from mura_models.inference.bundle import Bundle
+from mura_models.inference.bundle_files import write_bundle
+from mura_models.networks.backbone_spec import BackboneSpec
+from mura_models.networks.backbones import load_backbone
 from mura_models.networks.heads import Heads, HeadSettings
+from mura_models.networks.runtimes import RuntimeChoice
 from mura_models.training.loop import TrialSettings
 from mura_models.training.search_data import SearchData
 
@@ -29,7 +35,7 @@ COUNTS = {"elbow": (34, 26), "hand": (24, 30), "wrist": (40, 3)}
 
 
 def list_names(folder):
-    """Name what lies in a folder."""
+    """Return the names of the files in a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -48,7 +54,7 @@ def make_manifest(counts=COUNTS, *, num_test=12):
 
 
 def make_features(manifest, *, seed=0):
-    """Draw embeddings [N, V, D], float16: bones lie apart, labels a little."""
+    """Draw embeddings [N, V, D], float16: bones differ much, labels a little."""
     shape = (len(manifest), NUM_VIEWS, NUM_FEATURES)
     features_NVD = np.random.default_rng(seed).normal(size=shape)
     bones = pd.factorize(manifest["bone"], sort=True)[0]
@@ -143,8 +149,21 @@ def make_assembly(
     )
 
 
+def write_small_bundle(folder):
+    """Write a bundle of a network of 0.4 MB with random weights, which predicts an image in milliseconds."""
+    backbone = load_backbone(BackboneSpec(name="test_efficientnet", weights="random", seed=3))
+    bundle = Bundle(
+        assembly=make_assembly(num_features=backbone.num_features).keep_selected(),
+        backbones={FROZEN: backbone},
+        preprocessing=Preprocessing(image_size_px=64),
+        choice=RuntimeChoice(runtime="torch", precision="float32", device="cpu"),
+        notes={},
+    )
+    write_bundle(bundle, folder)
+
+
 def fail_to_read(monkeypatch, num_times):
-    """Let a file server be away for so many reads."""
+    """Make the first reads fail as if a file server were gone."""
     read_bytes, left = Path.read_bytes, iter(range(num_times))
 
     def read(path):

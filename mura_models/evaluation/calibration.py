@@ -27,7 +27,7 @@ class Calibration:
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature={self.temperature}: must be above 0 and finite")
         if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"threshold={self.threshold}: must lie in [0, 1]")
+            raise ConfigError(f"threshold={self.threshold}: must be in [0, 1]")
 
 
 def calibrate(logits: npt.NDArray[np.floating[Any]], labels: Ints, study_codes: npt.NDArray[Any]) -> Calibration:

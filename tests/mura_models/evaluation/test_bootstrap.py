@@ -10,7 +10,7 @@ from mura_models.evaluation.metrics import METRICS, Scored, mean_of_groups, scor
 
 
 def draw_scored(seed, *, num_rows=400, shift=1.0, num_patients=None):
-    """Draw rows whose logits differ by `shift` between the labels; each row its own patient unless told."""
+    """Draw rows whose logits differ by `shift` between the labels; each row is its own patient by default."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 2, num_rows)
     logits = generator.normal(size=num_rows) + shift * (labels - 0.5)

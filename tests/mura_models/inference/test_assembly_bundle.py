@@ -53,18 +53,18 @@ def folder(bundle, tmp_path):
     return tmp_path
 
 
-def rate(model, features_ND):
-    """Let a model rate all images."""
+def predict_all(model, features_ND):
+    """Return a model's probabilities of all images."""
     return model.predict_proba(wrap_features(features_ND), np.arange(len(features_ND)))
 
 
-def test_a_model_rates_by_the_calibrated_mean_logit_of_its_heads():
+def test_a_model_predicts_by_the_calibrated_mean_logit_of_its_heads():
     _, features_ND, _ = make_images()
     model = make_assembly().models["specialist:hand/mlp_probe"]
     heads = model.networks[0].heads
     logits_KN = [heads.forward_one(k, torch.from_numpy(features_ND).float())[:, 0].detach() for k in range(3)]
     expected = apply_temperature(torch.stack(logits_KN).double().mean(0).numpy(), 0.8)
-    assert rate(model, features_ND) == pytest.approx(expected, abs=1e-6)
+    assert predict_all(model, features_ND) == pytest.approx(expected, abs=1e-6)
 
 
 def test_images_of_a_study_are_routed_together_and_others_are_not():
@@ -105,7 +105,7 @@ def test_with_one_bone_there_is_nothing_to_route():
     assert set(answers["bone_predicted"]) == {"hand"}
     assert set(answers["p_bone"]) == {1.0}
     assert answers["p_abnormal"].to_numpy() == pytest.approx(
-        rate(several.models["specialist:hand/mlp_probe"], features_ND)
+        predict_all(several.models["specialist:hand/mlp_probe"], features_ND)
     )
 
 
@@ -115,10 +115,12 @@ def test_without_a_router_no_bone_is_named():
     assembly = replace(make_assembly(specialists=(), selected=()), router=None)
     answers = assembly.predict(wrap_features(features_ND), studies)
     assert answers[["bone_predicted", "p_bone"]].isna().all(axis=None)
-    assert answers["p_abnormal"].to_numpy() == pytest.approx(rate(assembly.models["baseline/mlp_probe"], features_ND))
+    assert answers["p_abnormal"].to_numpy() == pytest.approx(
+        predict_all(assembly.models["baseline/mlp_probe"], features_ND)
+    )
 
 
-def test_a_bundle_answers_as_what_was_put_in(bundle, folder):
+def test_a_loaded_bundle_predicts_as_the_written_one(bundle, folder):
     _, features_ND, studies = make_images()
     read = load_bundle(folder)
     before, after = (b.assembly.predict(wrap_features(features_ND), studies) for b in (bundle, read))
@@ -138,7 +140,7 @@ def test_all_that_decides_an_answer_comes_back(bundle, folder):
     assert (there.name, there.weights_source) == (NETWORK, here.weights_source)
 
 
-def test_only_what_serves_is_shipped(bundle):
+def test_only_selected_models_are_exported(bundle):
     assert set(make_assembly().models) - set(bundle.assembly.models) == {
         "baseline/linear_probe",
         "specialist:elbow/mlp_probe",

@@ -7,21 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from factories import make_assembly
+from factories import write_small_bundle
 from PIL import Image
 
 import mura_models as mura
-from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.errors import BundleError, DataError, SettingError
-from mura_models.inference.assembly import FROZEN
-from mura_models.inference.bundle import Bundle
-from mura_models.inference.bundle_files import write_bundle
 from mura_models.inference.predict import predict_files
-from mura_models.networks.backbone_spec import BackboneSpec
-from mura_models.networks.backbones import load_backbone
-from mura_models.networks.runtimes import RuntimeChoice
 
-NETWORK = "test_efficientnet"  # timm's own for tests: 0.4 MB
 ANSWERS = ["bone_predicted", "p_bone", "p_abnormal", "prediction"]
 NAMES = ["a.png", "b.png", "c.png", "d.png"]
 
@@ -29,16 +21,8 @@ NAMES = ["a.png", "b.png", "c.png", "d.png"]
 @pytest.fixture(scope="module")
 def bundle_dir(tmp_path_factory):
     """A bundle on disk, small enough to predict in milliseconds."""
-    backbone = load_backbone(BackboneSpec(name=NETWORK, weights="random", seed=3))
     folder = tmp_path_factory.mktemp("bundle")
-    bundle = Bundle(
-        assembly=make_assembly(num_features=backbone.num_features).keep_selected(),
-        backbones={FROZEN: backbone},
-        preprocessing=Preprocessing(image_size_px=64),
-        choice=RuntimeChoice(runtime="torch", precision="float32", device="cpu"),
-        notes={},
-    )
-    write_bundle(bundle, folder)
+    write_small_bundle(folder)
     return folder
 
 

@@ -131,9 +131,9 @@ def test_every_backbone_gives_as_many_features_as_it_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "random"])
-@pytest.mark.parametrize(("name", "told"), [("resnet-18", "resnet18"), ("resnet18.nonsense", "resnet18")])
-def test_an_unknown_name_is_answered_with_near_ones(name: str, told: str, weights: str) -> None:
-    with pytest.raises(ConfigError, match=f"did you mean .*{told}"):
+@pytest.mark.parametrize(("name", "near"), [("resnet-18", "resnet18"), ("resnet18.nonsense", "resnet18")])
+def test_an_unknown_name_is_answered_with_near_ones(name: str, near: str, weights: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean .*{near}"):
         load_backbone(BackboneSpec(name=name, weights=weights))
 
 

@@ -191,7 +191,7 @@ def test_whatever_changes_an_embedding_changes_its_key(lite0: Backbone) -> None:
 
 
 def test_embedding_tells_nobody_and_leaves_no_file_behind(tmp_path):
-    """ONNX Runtime reports to its maker unless told otherwise; there are patients' images here."""
+    """ONNX Runtime sends telemetry by default; there are patients' images here."""
     code = (
         "import torch\n"
         "from mura_models.networks.backbone_spec import BackboneSpec\n"

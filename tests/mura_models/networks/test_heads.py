@@ -76,13 +76,13 @@ def test_each_head_learns_as_a_model_of_its_own(kind, activation, num_outputs):
 
 
 @each_shape
-def test_the_shipped_logit_is_the_mean_of_the_heads(kind, activation, num_outputs):
+def test_the_exported_logit_is_the_mean_of_the_heads(kind, activation, num_outputs):
     heads, models = make_both(kind, activation, num_outputs)
     features_BD = draw_batch(num_outputs)[0][0]
     expected = torch.stack([model(features_BD) for model in models]).mean(0)
-    shipped = heads.mean_logit(features_BD)
-    torch.testing.assert_close(shipped, expected)
-    assert not shipped.requires_grad
+    exported = heads.mean_logit(features_BD)
+    torch.testing.assert_close(exported, expected)
+    assert not exported.requires_grad
 
 
 def test_each_head_standardizes_by_its_own_rows():

@@ -1,4 +1,4 @@
-"""The seal over a checkpoint: any changed byte shows, and what is sealed is still a safetensors file."""
+"""The checksum in a checkpoint: any changed byte is detected, and the file is still a safetensors file."""
 
 import numpy as np
 import pytest
@@ -12,31 +12,31 @@ TRICKY = {"progress": '{"sha256":"' + "0" * 64 + '"}', "head": 'é\n"sha256":"x'
 
 
 @pytest.fixture
-def sealed():
+def checked():
     return add_checksum(save(TENSORS, reserve_checksum(TRICKY)))
 
 
-def test_what_is_sealed_is_known_and_read_as_before(sealed):
-    assert has_valid_checksum(sealed)
-    assert add_checksum(sealed) == sealed
-    assert all(np.array_equal(tensor, TENSORS[name]) for name, tensor in load(sealed).items())
+def test_a_checksum_is_valid_and_the_file_reads_as_before(checked):
+    assert has_valid_checksum(checked)
+    assert add_checksum(checked) == checked
+    assert all(np.array_equal(tensor, TENSORS[name]) for name, tensor in load(checked).items())
 
 
-def test_every_changed_byte_shows(sealed):
-    for place in range(len(sealed)):
+def test_every_changed_byte_is_detected(checked):
+    for place in range(len(checked)):
         for bit in (0, 3, 7):
-            damaged = bytearray(sealed)
+            damaged = bytearray(checked)
             damaged[place] ^= 1 << bit
             assert not has_valid_checksum(bytes(damaged)), place
 
 
-def test_every_length_but_its_own_shows(sealed):
-    assert not any(has_valid_checksum(sealed[:length]) for length in range(len(sealed)))
-    assert not has_valid_checksum(sealed + b"\0")
+def test_every_other_length_is_detected(checked):
+    assert not any(has_valid_checksum(checked[:length]) for length in range(len(checked)))
+    assert not has_valid_checksum(checked + b"\0")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 8, b"\xff" * 100, save(TENSORS), save(TENSORS, reserve_checksum({}))])
-def test_what_was_never_sealed_is_not(content):
+def test_content_without_a_checksum_is_not_valid(content):
     assert not has_valid_checksum(content)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from mura_models.data.preprocessing import normalize
 from mura_models.training import finetune as finetuning
 from mura_models.training.checkpoints import Checkpoint
-from mura_models.training.finetune import HEAD_START_C, FinetuneTraining, make_optimizer
+from mura_models.training.finetune import WARM_START_C, FinetuneTraining, make_optimizer
 from mura_models.training.finetune_settings import FinetuneSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,9 +139,9 @@ def _in_float32(monkeypatch):
 def test_only_the_held_out_fold_judges():
     data = make_image_data()
     training = run(make_training(data))
-    judged = data.folds == 0
-    assert len(training.dev_logits) == judged.sum()
-    images_B3HW = normalize(torch.from_numpy(data.images_NHW[data.rows[judged]]))
+    held_out = data.folds == 0
+    assert len(training.dev_logits) == held_out.sum()
+    images_B3HW = normalize(torch.from_numpy(data.images_NHW[data.rows[held_out]]))
     with torch.no_grad():
         features_BD = training.module["backbone"](images_B3HW)
         expected = training.module["heads"].forward_one(0, features_BD)
@@ -155,8 +155,8 @@ def test_backbone_and_head_have_rates_of_their_own_and_norms_and_biases_do_not_d
     for group in training.optimizer.param_groups:
         for parameter in group["params"]:
             found[id(parameter)] = (group["lr"], group["weight_decay"])
-    told = {name: found[id(parameter)] for name, parameter in training.module.named_parameters()}
-    assert told == {
+    grouped = {name: found[id(parameter)] for name, parameter in training.module.named_parameters()}
+    assert grouped == {
         "backbone.conv.weight": (pytest.approx(0.002), 0.5),
         "backbone.conv.bias": (pytest.approx(0.002), 0.0),
         "backbone.norm.weight": (pytest.approx(0.002), 0.0),
@@ -193,13 +193,13 @@ def test_batch_normalization_keeps_its_statistics_where_asked(is_frozen):
     assert torch.equal(training.module["backbone"].norm.running_mean, before) is is_frozen
 
 
-def test_a_head_start_is_scikit_learns_logistic_regression_on_rows_not_held_out():
+def test_a_warm_start_is_scikit_learns_logistic_regression_on_rows_not_held_out():
     data = make_image_data()
     heads = make_training(data).module["heads"]
     seen = data.folds != 0
     features_ND = data.features_NVD[data.rows, 0].astype(np.float64)
     scaler = StandardScaler().fit(features_ND[seen])
-    expected = LogisticRegression(C=HEAD_START_C, max_iter=1000).fit(
+    expected = LogisticRegression(C=WARM_START_C, max_iter=1000).fit(
         scaler.transform(features_ND[seen]), data.labels[seen]
     )
     logits_N1 = heads.forward_one(0, torch.from_numpy(features_ND).float()).detach().numpy()
@@ -218,7 +218,7 @@ def test_a_routers_head_start_names_bones_as_scikit_learn_does(num_bones):
     seen = data.folds != 0
     features_ND = data.features_NVD[data.rows, 0].astype(np.float64)
     scaler = StandardScaler().fit(features_ND[seen])
-    expected = LogisticRegression(C=HEAD_START_C, max_iter=1000).fit(
+    expected = LogisticRegression(C=WARM_START_C, max_iter=1000).fit(
         scaler.transform(features_ND[seen]), data.labels[seen]
     )
     p_NC = heads.forward_one(0, torch.from_numpy(features_ND).float()).detach().softmax(1).numpy()
@@ -241,7 +241,7 @@ def test_without_a_head_start_the_head_is_drawn_by_its_seed():
 
 
 def run_out_of_memory_above(monkeypatch, num_rows, error=None):
-    """Let the network refuse more than so many images at once."""
+    """Make the network run out of memory for more images than this."""
     forward = SmallBackbone.forward
 
     def refuse(self, images_B3HW):
@@ -305,7 +305,7 @@ def test_the_processs_own_lack_of_memory_is_known():
     assert finetuning.is_out_of_memory(caught.value)
 
 
-def test_an_average_of_the_weights_is_what_is_judged_and_shipped():
+def test_an_average_of_the_weights_is_evaluated_and_exported():
     training = make_training(finetune={"ema_decay": 0.9}, num_epochs=1)
     average = copy_state(training.module)
     for step in range(3):
@@ -315,24 +315,24 @@ def test_an_average_of_the_weights_is_what_is_judged_and_shipped():
         for name, parameter in training.module.named_parameters():
             decay = (1 + step) / (10 + step) if step else 0.0  # the first step takes the weights as they are
             average[name] = decay * average[name] + (1 - decay) * parameter.detach()
-    shipped = training.exported_state()
+    exported = training.exported_state()
     for name, _ in training.module.named_parameters():
-        assert torch.allclose(shipped[name], average[name], atol=1e-6), name
+        assert torch.allclose(exported[name], average[name], atol=1e-6), name
     again = run(make_training(finetune={"ema_decay": 0.9}, num_epochs=1))
     saved = Checkpoint.from_bytes(again.save())
-    assert torch.equal(saved.exported["backbone.conv.weight"], shipped["backbone.conv.weight"])
+    assert torch.equal(saved.exported["backbone.conv.weight"], exported["backbone.conv.weight"])
     assert again.dev_logits == pytest.approx(training.predict_dev(), abs=1e-6)
 
 
-def test_the_best_epochs_weights_are_shipped_where_asked():
+def test_the_best_epochs_weights_are_exported_if_asked():
     training = make_training(kept_epoch="best", num_epochs=8, lr=0.3)
     states = {}
     for epoch in training.epochs():
         states[epoch.epoch] = copy_state(training.module)
     assert training.best_epoch < 8  # or this would show nothing
-    shipped = Checkpoint.from_bytes(training.save()).exported
+    exported = Checkpoint.from_bytes(training.save()).exported
     best = states[training.best_epoch]
-    assert all(torch.equal(shipped[name], best[name]) for name in best)
+    assert all(torch.equal(exported[name], best[name]) for name in best)
 
 
 def test_weighted_labels_weigh_each_row_by_the_share_of_the_other_label():

@@ -47,9 +47,11 @@ def assert_same_checkpoint(first, second):
 
 
 def script_scores(monkeypatch, scores):
-    """Let the epochs of all trials score as told."""
-    told = iter(scores)
-    monkeypatch.setattr("mura_models.training.loop.judge_dev", lambda *_: {"dev_loss": 1.0, "dev_auroc": next(told)})
+    """Make the epochs of all trials have these scores."""
+    given = iter(scores)
+    monkeypatch.setattr(
+        "mura_models.training.loop.evaluate_dev", lambda *_: {"dev_loss": 1.0, "dev_auroc": next(given)}
+    )
 
 
 @pytest.mark.parametrize("sampling", ["plain", "balanced_bones"])

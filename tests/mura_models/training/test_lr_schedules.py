@@ -38,7 +38,7 @@ def list_torch_rates(make_scheduler, num_steps):
 
 
 def bend_at(name, step, num_steps, **settings):
-    """Return the schedules that bend at `step`: told in steps and, inside the training, in progress."""
+    """Return the schedules that bend at `step`: given in steps and, within the training, in progress."""
     schedules = [LrSchedule(name=name, boundary_steps=step, **settings)]
     if step < num_steps - 1:
         schedules.append(LrSchedule(name=name, boundary=step / (num_steps - 1), **settings))
@@ -163,7 +163,7 @@ def test_the_papers_two_stages_are_a_thousand_steps_at_a_hundredth_then_a_thousa
 
 @st.composite
 def draw_schedules(draw, names=LR_SCHEDULES):
-    """Draw a schedule whose boundary, if it has one, is told in progress or in steps."""
+    """Draw a schedule whose boundary, if it has one, is given in progress or in steps."""
     name = draw(st.sampled_from(names))
     has_boundary = name in ("step", *WARMUP_SCHEDULES)
     return LrSchedule(
@@ -259,7 +259,7 @@ def test_the_same_generator_draws_the_same_schedules():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "text"),
     [
         ({"name": "linear"}, "lr_schedule='linear': must be one of constant, step"),
         ({"boundary": 0.0}, "boundary=0.0: must lie between 0 and 1"),
@@ -274,6 +274,6 @@ def test_the_same_generator_draws_the_same_schedules():
         ({"final_factor": 1.5}, "final_factor=1.5: must be above 0 and at most 1"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused_by_its_value(wrong, told):
-    with pytest.raises(ConfigError, match=told):
+def test_a_schedule_that_cannot_be_is_refused_by_its_value(wrong, text):
+    with pytest.raises(ConfigError, match=text):
         LrSchedule(**wrong)
