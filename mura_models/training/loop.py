@@ -81,7 +81,7 @@ class TrialSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EpochResult:
+class Epoch:
     """The metrics of one epoch, and whether it was the last."""
 
     epoch: int
@@ -155,12 +155,12 @@ class Training(ABC):
             group["lr"] = lr * group.get("lr_factor", 1.0)
         return lr
 
-    def epochs(self) -> Iterator[EpochResult]:
+    def epochs(self) -> Iterator[Epoch]:
         """Train and yield one epoch at a time, until the last one, early stopping or a loss that is not finite."""
         while not (self.history and self.history[-1]["is_last"]):
             yield self.train_epoch()
 
-    def train_epoch(self) -> EpochResult:
+    def train_epoch(self) -> Epoch:
         """Run the next epoch and evaluate it on the dev rows."""
         self.epoch += 1
         self.note = None
@@ -171,11 +171,11 @@ class Training(ABC):
         self.history.append(asdict(result))
         return result
 
-    def _finish_epoch(self, metrics: dict[str, float], dev_logits: np.ndarray) -> EpochResult:
+    def _finish_epoch(self, metrics: dict[str, float], dev_logits: np.ndarray) -> Epoch:
         bad = [name for name in ("train_loss", "dev_loss") if not math.isfinite(metrics[name])]
         if bad:
             failure = f"epoch {self.epoch}: {bad[0]} is {metrics[bad[0]]}"
-            return EpochResult(epoch=self.epoch, metrics=metrics, is_last=True, failure=failure)
+            return Epoch(epoch=self.epoch, metrics=metrics, is_last=True, failure=failure)
         score = metrics[self.settings.dev_metric]
         is_best = score > self.best_score
         if is_best:
@@ -185,7 +185,7 @@ class Training(ABC):
         elif is_best or self.best_state is None:
             self.dev_logits = dev_logits
             self.best_state = {name: tensor.detach().clone() for name, tensor in self.exported_state().items()}
-        return EpochResult(epoch=self.epoch, metrics=metrics, is_last=self._is_last(), note=self.note)
+        return Epoch(epoch=self.epoch, metrics=metrics, is_last=self._is_last(), note=self.note)
 
     def _run_steps(self) -> dict[str, float]:
         num_steps = self.settings.steps_per_epoch

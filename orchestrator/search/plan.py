@@ -256,7 +256,7 @@ def _make_settings(config: RunConfig, search: SearchId, trial_config: TrialConfi
     if search.recipe == "finetune":
         finetune = replace(config.finetune, backbone_lr_factor=trial_config.backbone_lr_factor)
     return TrialSettings(
-        head="linear_probe" if search.recipe in ("linear_probe", "finetune") else "mlp_probe",
+        head="linear" if search.recipe in ("linear_probe", "finetune") else "mlp",
         lr=trial_config.lr,
         lr_schedule=trial_config.schedule,
         weight_decay=trial_config.weight_decay,

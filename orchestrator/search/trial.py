@@ -13,7 +13,7 @@ from ray import tune
 from mura_models.errors import StorageError
 from mura_models.networks.backbones import Backbone
 from mura_models.training.finetune import FinetuneTraining
-from mura_models.training.loop import EpochResult, Training, TrialSettings
+from mura_models.training.loop import Epoch, Training, TrialSettings
 from mura_models.training.probe import ProbeTraining
 from mura_models.training.search_data import SearchData
 from orchestrator.run.names import TrialId
@@ -138,9 +138,9 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
         If the disk does not return or take the checkpoint, the trial ends; the next command resumes it.
         """
         if self.storage_error:
-            return self._report(EpochResult(epoch=0, metrics={}, is_last=True))
+            return self._report(Epoch(epoch=0, metrics={}, is_last=True))
         if self.replay:
-            return self._report(EpochResult(**self.replay.pop(0)))
+            return self._report(Epoch(**self.replay.pop(0)))
         epoch = self.training.train_epoch()
         if self._is_to_keep(epoch):
             try:
@@ -152,11 +152,11 @@ class TunedTrial(tune.Trainable):  # type: ignore[misc]
         note, self.note = self.note, None
         return self._report(epoch, note=note)
 
-    def _is_to_keep(self, epoch: EpochResult) -> bool:
+    def _is_to_keep(self, epoch: Epoch) -> bool:
         is_due = time.monotonic() - self.kept_at > KEEP_EVERY_S
         return epoch.is_last or epoch.epoch in self.job.keep_epochs or is_due
 
-    def _report(self, epoch: EpochResult, *, note: str | None = None) -> dict[str, Any]:
+    def _report(self, epoch: Epoch, *, note: str | None = None) -> dict[str, Any]:
         worker = {
             "pid": os.getpid(),
             "node": ray.get_runtime_context().get_node_id(),
