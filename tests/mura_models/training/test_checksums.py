@@ -40,6 +40,6 @@ def test_content_without_a_checksum_is_not_valid(content):
     assert not has_valid_checksum(content)
 
 
-def test_there_must_be_room_for_a_seal():
-    with pytest.raises(ValueError, match="no room"):
+def test_there_must_be_a_place_for_the_checksum():
+    with pytest.raises(ValueError, match="no place for a checksum"):
         add_checksum(save(TENSORS))
