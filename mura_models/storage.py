@@ -127,6 +127,7 @@ def hold_lock(path: Path, *, waits: bool = True, on_wait: Callable[[], None] | N
 
     Raises OSError if the file cannot be made.
     """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # raises at once; filelock would retry without end
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     if not _acquire(lock, waits, on_wait):
         yield False

@@ -2,7 +2,7 @@
 
 import shutil
 
-from mura_models.data.cache_folders import cache_root
+from mura_models.data.cache import cache_root
 from mura_models.data.dataset import DataSet
 from mura_models.errors import ConfigError, RunError
 from orchestrator.cluster.connection import connect_ray

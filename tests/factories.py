@@ -46,7 +46,7 @@ def make_manifest(counts=COUNTS, *, num_test=12):
         for label in (0, 1):
             for split, num_images in (("train", of_label[label]), ("test", num_test)):
                 for number in range(num_images):
-                    who = f"{split}-{bone}-{label}-{2 * number // 3}"  # one or two images a study
+                    who = f"{split}-{bone}-{label}-{2 * number // 3}"  # one or two images per study
                     fold = 2 * number // 3 % NUM_FOLDS if split == "train" else -1
                     rows.append((f"{who}/{number}.png", bone, who, "study1", label, split, fold))
     table = pd.DataFrame(rows, columns=["path", "bone", "patient", "study", "label", "split", "fold"])

@@ -331,7 +331,7 @@ def measure(root, profile):
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder and logs nothing."""
+    """Sends the files of a folder and logs nothing."""
 
     def log_message(self, *args):
         pass

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mura_models.data.preprocessing import VIEWS
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.storage import (
     UNFINISHED,
     atomic_write,
@@ -248,3 +250,21 @@ def _allocate(path: Path) -> None:
     if hasattr(os, "posix_fallocate"):  # neither macOS nor Windows has it
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def cache_root() -> Path:
+    """Return the folder of images, embeddings and phantoms: `$XDG_CACHE_HOME/mura`, else `~/.cache/mura`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mura"
+
+
+def images_entry(cache: Path, preprocessing: Preprocessing, digests: Sequence[str]) -> Path:
+    """Return the cache entry of the images of these files; `digests` must be sorted."""
+    return cache / "store" / cache_key([preprocessing.key(), *digests])
+
+
+def embeddings_entry(
+    folder: Path, key: str, digests: Sequence[str], views: Sequence[tuple[bool, bool]] = VIEWS
+) -> Path:
+    """Return the entry of these images' embeddings; `digests` must be sorted and unique, `key` an `embedding_key`."""
+    return folder / cache_key([key, *([] if views == VIEWS else [repr(views)]), *digests])

@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from mura_models.data.dataset import study_codes
-from mura_models.data.predict_input import Images, read_images
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.data.scan import summarize_excluded
 from mura_models.errors import DataError, SettingError
 from mura_models.inference.assembly import Assembly
 from mura_models.inference.features import LazyFeatures, decode_files
+from mura_models.inference.predict_input import Images, read_images
 from mura_models.networks.backbones import Backbone
 from mura_models.networks.runtimes import RuntimeChoice
 

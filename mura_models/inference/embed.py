@@ -13,15 +13,22 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from mura_models.data.cache import CachedArray, Part, open_cached, write_cached
-from mura_models.data.cache_folders import cache_root, embeddings_entry, images_entry
+from mura_models.data.cache import (
+    CachedArray,
+    Part,
+    cache_root,
+    embeddings_entry,
+    images_entry,
+    open_cached,
+    write_cached,
+)
 from mura_models.data.dataset import DataSet
 from mura_models.data.decode import decode_batch, read_scanned
-from mura_models.data.predict_input import FilePath
 from mura_models.data.preprocessing import VIEWS
 from mura_models.data.preprocessing_settings import Preprocessing, ResizeMode
 from mura_models.data.scan import read_facts
 from mura_models.errors import DataError
+from mura_models.inference.predict_input import FilePath
 from mura_models.networks.backbone_spec import BackboneSpec
 from mura_models.networks.backbones import Backbone, load_backbone
 from mura_models.networks.embeddings import embed_views, embedding_key

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from mura_models.data.cache_folders import cache_root
+from mura_models.data.cache import cache_root
 from mura_models.data.dataset import DataSet, read_dataset
 from mura_models.errors import DataError
 from mura_models.phantom import write_phantom

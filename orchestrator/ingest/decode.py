@@ -13,8 +13,7 @@ import pandas as pd
 import ray
 import torch
 
-from mura_models.data.cache import CachedArray, Part, open_cached, write_cached
-from mura_models.data.cache_folders import images_entry
+from mura_models.data.cache import CachedArray, Part, images_entry, open_cached, write_cached
 from mura_models.data.decode import decode_batch, read_scanned
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.errors import ConfigError

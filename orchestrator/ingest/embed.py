@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from mura_models.data.cache import CachedArray, Part, open_cached, write_cached
-from mura_models.data.cache_folders import embeddings_entry
+from mura_models.data.cache import CachedArray, Part, embeddings_entry, open_cached, write_cached
 from mura_models.data.preprocessing import VIEWS
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.networks.backbones import Backbone

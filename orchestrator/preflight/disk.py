@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mura_models.data.cache_folders import cache_root
+from mura_models.data.cache import cache_root
 from mura_models.data.preprocessing import VIEWS
 from mura_models.networks.backbones import measure_backbone
 from orchestrator.ingest.decode import find_decoded

@@ -1,1 +1,1 @@
-"""What a run is, and where it lies."""
+"""What a run is, and where it is stored."""

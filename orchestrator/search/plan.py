@@ -190,7 +190,7 @@ def make_plan(config: RunConfig, manifest: pd.DataFrame) -> Plan:
     counts = train.groupby(["bone", "label"]).size().unstack(fill_value=0).reindex(columns=[0, 1], fill_value=0)
     if (counts.sum() < config.num_folds).any():
         normal, abnormal = counts.sum()
-        raise DataError(f"train has {normal} normal and {abnormal} abnormal images: each needs at least one a fold")
+        raise DataError(f"train has {normal} normal and {abnormal} abnormal images: each needs at least one per fold")
     folds = assign_folds(manifest, num_folds=config.num_folds, seed=config.seed)  # a dry run plans before they are cut
     train = train.assign(fold=folds[manifest["split"] == "train"])
     _check_fold_0(config, train)

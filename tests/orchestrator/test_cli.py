@@ -197,7 +197,10 @@ def test_a_mistake_in_the_words_is_one_line(words: str, line: str, capsys: pytes
     assert capsys.readouterr().err == f"error: {line}\n"
 
 
-def test_mura_lists_its_commands_and_installs_completion(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_mura_lists_its_commands_and_installs_completion(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # the shell's start-up file is in there
     text = read_help(capsys)
     assert re.search("Commands run Train .* doctor Check .* predict Predict .* report Write .* phantom Write ", text)
     script = tmp_path / "mura.bash"

@@ -1,4 +1,4 @@
-"""The layout: which group of modules may import which, no circle, a short way to the training step."""
+"""The layout: which group of modules may import which, no circle, small folders, a short way to the training step."""
 
 import ast
 from functools import cache
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MAX_MODULES = 15
 BASE = {"errors", "storage"}
 MURA_MODELS = {
     "errors": set(),
@@ -85,6 +86,12 @@ def test_no_circle_of_imports_between_groups() -> None:
         if group[1]:  # a package itself only hands names on
             groups.setdefault(group, set()).update(parse_group(other) for other in imported)
     TopologicalSorter({group: others - {group} for group, others in groups.items()}).prepare()
+
+
+def test_no_folder_has_too_many_modules() -> None:
+    folders = [folder for package in ALLOWED for folder in (ROOT / package, *(ROOT / package).rglob("*/"))]
+    counts = {folder: len([path for path in folder.glob("*.py") if path.stem != "__init__"]) for folder in folders}
+    assert {str(folder.relative_to(ROOT)): num for folder, num in counts.items() if num > MAX_MODULES} == {}
 
 
 def test_the_training_step_is_at_most_six_files_from_the_command() -> None:

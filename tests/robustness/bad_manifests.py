@@ -300,7 +300,7 @@ MANIFESTS: dict[str, Case] = {
     "fold x": write_fold_x,
     "a fold that does not exist": rejected("fold 9 is given: with 2 folds, 0 to 1 exist", add_column("fold", "9")),
     "a patient in two folds": rejected("patient 'p' has folds 0 and 1", write_given_folds),
-    "more folds than patients": Rejection(text="each needs at least one a fold", options=("--folds", "9")),
+    "more folds than patients": Rejection(text="each needs at least one per fold", options=("--folds", "9")),
     "more folds than patients, but enough images": Rejection(
         text="3 train patients without a given fold for 4 folds",
         options=("--folds", "4"),

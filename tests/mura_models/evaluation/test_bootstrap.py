@@ -94,15 +94,15 @@ def test_too_few_rows_of_a_label_give_a_value_without_interval():
 
 
 @pytest.mark.parametrize("label", [0, 1])
-@pytest.mark.parametrize(("num_patients", "is_judged"), [(1, False), (4, False), (5, True)])
-def test_rows_of_too_few_patients_of_a_label_are_too_few(label, num_patients, is_judged):
+@pytest.mark.parametrize(("num_patients", "is_enough"), [(1, False), (4, False), (5, True)])
+def test_rows_of_too_few_patients_of_a_label_are_too_few(label, num_patients, is_enough):
     """Patients are drawn: all the rows of one patient weigh as one, and the interval would have no width."""
     scored = draw_scored(5)
     of_label = scored.labels == label
     scored = replace(scored, patients=np.where(of_label, 1000 + np.cumsum(of_label) % num_patients, scored.patients))
     estimates = [*summarize(scored).values(), compare(scored, blur(scored, 1, 0.3), metric="auroc")]
-    assert {estimate["ci95"] is not None for estimate in estimates} == {is_judged}
-    assert {estimate.get("reason") for estimate in estimates} == {None if is_judged else "too few"}
+    assert {estimate["ci95"] is not None for estimate in estimates} == {is_enough}
+    assert {estimate.get("reason") for estimate in estimates} == {None if is_enough else "too few"}
 
 
 def test_a_bone_of_too_few_patients_is_named():

@@ -89,7 +89,7 @@ def test_no_threshold_has_a_higher_kappa(drawn):
 
 @quickly
 @given(st.floats(0.01, 0.99))
-def test_neighboring_floats_are_still_told_apart(p_normal):
+def test_neighboring_floats_stay_distinct(p_normal):
     p_abnormal = np.array([p_normal, np.nextafter(p_normal, 1)])
     threshold = choose_threshold(np.array([0, 1]), p_abnormal)
     assert (p_abnormal >= threshold).tolist() == [False, True]

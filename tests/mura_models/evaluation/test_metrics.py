@@ -88,7 +88,7 @@ def test_without_rows_nothing_exists():
     assert all(np.isnan(value) for value in score(make_scored([], [])).values())
 
 
-def test_each_row_is_judged_by_its_own_threshold():
+def test_each_row_is_compared_with_its_own_threshold():
     found = score(make_scored([0, 1, 0, 1], [0.3, 0.4, 0.7, 0.8], [0.35, 0.35, 0.75, 0.75]))
     assert found["kappa"] == 1
     assert found["kappa_at_half"] == 0

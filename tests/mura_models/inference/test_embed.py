@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 import mura_models as mura
-from mura_models.data.cache import open_cached, write_cached
-from mura_models.data.cache_folders import embeddings_entry
+from mura_models.data.cache import embeddings_entry, open_cached, write_cached
 from mura_models.data.images import decode_image
 from mura_models.data.preprocessing import VIEWS, resize_image
 from mura_models.data.preprocessing_settings import Preprocessing

@@ -190,7 +190,7 @@ def test_whatever_changes_an_embedding_changes_its_key(lite0: Backbone) -> None:
     assert len(keys) == 5
 
 
-def test_embedding_tells_nobody_and_leaves_no_file_behind(tmp_path):
+def test_embedding_prints_nothing_and_leaves_no_file_behind(tmp_path):
     """ONNX Runtime sends telemetry by default; there are patients' images here."""
     code = (
         "import torch\n"

@@ -136,7 +136,7 @@ def _in_float32(monkeypatch):
 
 
 @pytest.mark.usefixtures("_in_float32")
-def test_only_the_held_out_fold_judges():
+def test_only_the_held_out_fold_is_dev():
     data = make_image_data()
     training = run(make_training(data))
     held_out = data.folds == 0
@@ -265,7 +265,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_gradient(monkeypatch):
     assert halved.note == "memory ran out: batches of 16 go through in parts of 4"
 
 
-def test_a_smaller_batch_is_told_once_and_kept_when_resumed(monkeypatch):
+def test_a_smaller_batch_is_noted_once_and_kept_when_resumed(monkeypatch):
     training, resumed = make_training(), make_training()
     run_out_of_memory_above(monkeypatch, 5)
     notes = [epoch.note for epoch in training.epochs()]
@@ -290,7 +290,7 @@ def test_another_failure_of_the_device_is_not_taken_for_a_lack_of_memory(monkeyp
     assert training.micro_batch_size == 16
 
 
-def test_dev_rows_that_do_not_fit_are_judged_in_smaller_parts_alike(monkeypatch):
+def test_dev_rows_that_do_not_fit_are_evaluated_in_smaller_parts_alike(monkeypatch):
     whole, halved = make_training(), make_training()
     expected = whole.predict_dev()
     run_out_of_memory_above(monkeypatch, 5)

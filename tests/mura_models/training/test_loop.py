@@ -78,7 +78,7 @@ def test_a_head_never_sees_its_own_fold(target, sampling):
         assert not torch.equal(before.heads.weights[0][other], after.heads.weights[0][other])
 
 
-def test_every_row_is_judged_by_the_head_that_never_saw_it():
+def test_every_row_is_predicted_by_the_head_that_never_saw_it():
     data = make_probe_data("hand")
     training, _ = train(data, make_settings())
     for entry, fold in enumerate(data.folds):
@@ -184,7 +184,7 @@ def test_plain_sampling_shows_every_row_equally_often():
             assert np.ptp(counts[others]) <= 1
 
 
-def test_plain_sampling_shuffles_every_pass_anew():
+def test_plain_sampling_shuffles_every_pass_again():
     rows_UB = draw_rows(np.arange(12) % NUM_FOLDS, 2)[:, 0]
     assert sorted(rows_UB[0]) == sorted(rows_UB[1])
     assert rows_UB[0].tolist() != rows_UB[1].tolist()
@@ -229,7 +229,7 @@ def test_weight_decay_shrinks_weights_by_lr_times_decay_and_leaves_biases():
     assert torch.equal(plain.biases[0], decayed.biases[0])
 
 
-def test_the_rate_of_an_epoch_is_that_of_its_last_update():
+def test_the_rate_of_an_epoch_is_that_of_its_last_step():
     schedule = LrSchedule(name="cosine", final_factor=0.01)
     settings = make_settings(lr=0.01, lr_schedule=schedule)
     _, views = train(make_probe_data(), settings)
@@ -256,7 +256,7 @@ def test_the_router_learns_the_bones():
     assert views[-1].metrics["dev_macro_f1"] > 0.95
 
 
-def test_a_bone_whose_rows_all_lie_in_few_folds_is_trained_all_the_same():
+def test_a_bone_whose_rows_are_all_in_few_folds_is_trained_all_the_same():
     data = make_probe_data("hand")
     _, views = train(replace(data, folds=data.folds % 2), make_settings())
     assert views[-1].failure is None

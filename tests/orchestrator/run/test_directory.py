@@ -48,7 +48,7 @@ def journal(tmp_path):
     return JournalWriter(tmp_path / "journal.jsonl")
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside(tmp_path):
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "selected.json"
     write_json(path, {"a": 1})
 
@@ -162,7 +162,7 @@ def test_a_line_is_on_the_disk_before_the_next(journal):
 
 
 @pytest.mark.parametrize("torn", ['{"seq": 2, "trial": "x", "ep', '{"s', '{"trial": "été'])
-def test_a_last_line_cut_short_is_dropped_and_written_anew(journal, torn):
+def test_a_last_line_cut_short_is_dropped_and_written_again(journal, torn):
     write_line(journal, epoch=1)
     with journal.path.open("ab") as handle:
         handle.write(torn.encode()[:-1])

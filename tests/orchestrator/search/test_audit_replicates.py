@@ -99,7 +99,7 @@ def test_an_audited_trial_takes_up_its_checkpoint_under_a_name_of_its_own(stage,
     assert all(job.settings == planned[job.starts_from].settings for job, _ in jobs)
 
 
-def test_the_audit_says_how_each_would_have_ended_beside_the_winner(stage):
+def test_the_audit_says_how_each_would_have_ended_against_the_winner(stage):
     right, wrong = audited_names(stage)
     journal = stage.journals["audit"]
     write(journal, f"{right}/audit", [0.5, 0.6, 0.7, 0.75], "COMPLETE")
@@ -182,15 +182,15 @@ def test_without_replicates_the_winner_itself_is_exported(tmp_path, num_seeds, f
     assert select_exported(stage.config, find_trial(), stage.journals["replicate"].lines) == [name(0)]
 
 
-def test_replicates_are_told_with_mean_spread_and_seeds(tmp_path):
+def test_replicates_are_reported_with_mean_spread_and_seeds(tmp_path):
     stage = make_stage(tmp_path, replicate_seeds=3)
     scores = [0.9, 0.7, 0.8]
     write_replicates(stage, scores)
-    told = report_of_replicates(stage)[HAND]
-    assert (told["searched_score"], told["scores"], told["shipped"]) == (0.82, scores, [f"{name(0)}/seed2"])
-    assert told["mean"] == pytest.approx(np.mean(scores))
-    assert told["sd"] == pytest.approx(np.std(scores, ddof=1))
-    assert len(set(told["seeds"])) == 3
+    report = report_of_replicates(stage)[HAND]
+    assert (report["searched_score"], report["scores"], report["shipped"]) == (0.82, scores, [f"{name(0)}/seed2"])
+    assert report["mean"] == pytest.approx(np.mean(scores))
+    assert report["sd"] == pytest.approx(np.std(scores, ddof=1))
+    assert len(set(report["seeds"])) == 3
 
 
 def test_one_replicate_has_no_spread(tmp_path):

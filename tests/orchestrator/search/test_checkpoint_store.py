@@ -51,7 +51,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(rundir):
     assert note == "the last checkpoint is damaged: resumed from the one before"
 
 
-def test_where_both_are_damaged_the_trial_begins_anew_and_says_so(rundir):
+def test_where_both_are_damaged_the_trial_starts_over_and_notes_it(rundir):
     for path in (rundir.checkpoint(TRIAL), rundir.previous_checkpoint(TRIAL)):
         damage(path)
     assert read_checkpoint(rundir, TRIAL) == (None, "the checkpoint is damaged: started from the beginning")
@@ -84,7 +84,7 @@ def test_a_checkpoint_that_cannot_be_read_for_a_while_is_waited_for(rundir, monk
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_damaged(rundir, monkeypatch):
-    """Else the trial would begin anew and write over what is there."""
+    """Otherwise the trial would start over and overwrite what is there."""
     store = CheckpointStore(str(rundir.root))
     store._patience_s = 0.0
     with monkeypatch.context() as patched:

@@ -126,8 +126,8 @@ def test_the_test_split_changes_no_plan():
 
 def test_a_bone_with_too_few_images_of_a_label_has_no_specialist_and_a_reason():
     plan = make_plan(CONFIG, make_manifest())
-    told = "40 normal and 3 abnormal images in train: a specialist needs 20 of each"
-    assert plan.untrainable == {"wrist": told}
+    message = "40 normal and 3 abnormal images in train: a specialist needs 20 of each"
+    assert plan.untrainable == {"wrist": message}
 
 
 @pytest.mark.parametrize(("num_abnormal", "is_trained"), [(19, False), (20, True)])
@@ -333,22 +333,22 @@ def test_a_budget_in_steps_is_spread_over_the_epochs(num_steps, num_epochs, per_
         ), search
 
 
-def test_no_trial_is_judged_before_its_warm_up_is_over():
+def test_no_trial_is_stopped_before_its_warm_up_is_over():
     config = replace(FINETUNE, finetune_trials=40, finetune_epochs=20, grace_fraction=0.1)
     plan = make_plan(config, make_manifest())
     schedules = {trial.name: trial.settings for trial in plan.of_search("baseline/finetune")}
     assert {trial.lr_schedule.name for trial in schedules.values()} == set(LR_SCHEDULES)
     for trial in schedules.values():
         num_steps = trial.num_epochs * trial.steps_per_epoch
-        judged = trial.grace_epochs * trial.steps_per_epoch
+        first_rung = trial.grace_epochs * trial.steps_per_epoch
         rates = [trial.lr_schedule.rate(trial.lr, step, num_steps) for step in range(num_steps)]
         if trial.lr_schedule.name in ("warmup_cosine", "one_cycle"):
-            assert max(rates) == pytest.approx(max(rates[: judged + 1]), rel=0.02)
+            assert max(rates) == pytest.approx(max(rates[: first_rung + 1]), rel=0.02)
         else:
             assert trial.grace_epochs == 2
 
 
-def test_no_trial_is_judged_before_its_backbone_is_trained():
+def test_no_trial_is_stopped_before_its_backbone_is_trained():
     config = replace(FINETUNE, finetune=FinetuneSettings(freeze_backbone_epochs=6))
     assert plan_by_search(config)["baseline/finetune"].settings.grace_epochs == 6
     assert plan_by_search(config)["router/linear_probe"].settings.grace_epochs == 7  # of 16
@@ -365,7 +365,7 @@ def test_several_policies_against_imbalance_are_tried_in_turn_by_every_search():
         assert table[table["search"] == search]["sampling"].tolist() == list(policies)
 
 
-def test_a_bone_that_fold_0_cannot_judge_has_no_specialist_where_fold_0_judges():
+def test_a_bone_that_fold_0_cannot_evaluate_has_no_specialist_if_fold_0_is_dev():
     manifest = make_manifest()
     of_hand = (manifest["bone"] == "hand") & (manifest["split"] == "train")
     manifest.loc[of_hand & (manifest["label"] == 1) & (manifest["fold"] == 0), "fold"] = 1
@@ -378,18 +378,20 @@ def test_a_bone_that_fold_0_cannot_judge_has_no_specialist_where_fold_0_judges()
 
 
 @pytest.mark.parametrize("label", [0, 1])
-@pytest.mark.parametrize(("config", "judged"), [(FINETUNE, "finetune"), (PAPER, "linear_probe, mlp_probe")])
-def test_a_baseline_that_fold_0_cannot_judge_is_refused_before_it_is_trained(config, judged, label):
+@pytest.mark.parametrize(("config", "evaluated"), [(FINETUNE, "finetune"), (PAPER, "linear_probe, mlp_probe")])
+def test_a_baseline_that_fold_0_cannot_evaluate_is_refused_before_it_is_trained(config, evaluated, label):
     manifest = make_manifest()
     is_train = manifest["split"] == "train"
     manifest.loc[is_train & (manifest["label"] == label) & (manifest["fold"] == 0), "fold"] = 1
-    told = rf"^fold 0 has (\d+ normal and 0|0 normal and \d+) abnormal images: to evaluate {judged}.* on fold 0 only.*"
-    with pytest.raises(DataError, match=told + "change --folds or the dev rows"):
+    message = (
+        rf"^fold 0 has (\d+ normal and 0|0 normal and \d+) abnormal images: to evaluate {evaluated}.* on fold 0 only.*"
+    )
+    with pytest.raises(DataError, match=message + "change --folds or the dev rows"):
         make_plan(config, manifest)
     manifest.loc[is_train & (manifest["label"] == label), "fold"] = 0
     with pytest.raises(DataError, match="all but fold 0 has"):
         make_plan(config, manifest)
-    assert "baseline/mlp_probe" in make_plan(CONFIG, manifest).searches  # every fold judges it
+    assert "baseline/mlp_probe" in make_plan(CONFIG, manifest).searches  # every fold evaluates it
 
 
 def test_policies_and_rates_of_the_backbone_are_tried_in_every_pair():

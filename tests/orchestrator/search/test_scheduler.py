@@ -75,8 +75,8 @@ class Driver:
         """Report an epoch; say whether the trial goes on."""
         trial = self.trials.get((search, number)) or self.add(search, number)
         metrics = {"dev_loss": 0.5} | ({} if score is None else {METRICS[search]: score})
-        told = EpochResult(epoch=epoch, metrics=metrics, failure=failure, worker={"pid": 1})
-        result = {EPOCH_RESULT: told, "done": is_last or failure is not None}
+        reported = EpochResult(epoch=epoch, metrics=metrics, failure=failure, worker={"pid": 1})
+        result = {EPOCH_RESULT: reported, "done": is_last or failure is not None}
         trial.last_result = result
         flat = flatten_dict(result)
         if result["done"]:
@@ -103,7 +103,7 @@ def fail(driver, search, number):
 
 @pytest.fixture
 def path(tmp_path):
-    """Where the journal lies."""
+    """The path of the journal."""
     return tmp_path / "journal.jsonl"
 
 
@@ -139,7 +139,7 @@ def test_nothing_is_stopped_before_grace_or_between_rungs(path):
         assert driver.report(EASY, number, 3, 0.9 - number / 10)
 
 
-def test_a_trial_is_not_judged_before_its_own_warm_up_is_over(path):
+def test_a_trial_is_not_stopped_before_its_own_warm_up_is_over(path):
     slow = f"{EASY}/004"
     driver = Driver(path, own_grace={slow: 3})
     driver.climb(EASY, [0.9, 0.8, 0.85, 0.95])
@@ -155,7 +155,7 @@ def test_a_trial_whose_warm_up_is_over_late_stands_at_the_rung_it_passed(path):
     assert not driver.report(EASY, 3, 3, 0.1)
 
 
-def test_a_trial_whose_warm_up_ends_past_two_rungs_is_not_judged_at_the_lower_one_later(path):
+def test_a_trial_whose_warm_up_ends_past_two_rungs_is_not_compared_at_the_lower_one_later(path):
     driver = Driver(path, own_grace={f"{EASY}/004": 5})
     driver.climb(EASY, [0.8, 0.8, 0.8, 0.8])
     for epoch in range(1, 5 + 1):
@@ -213,7 +213,7 @@ def test_a_last_epoch_is_written_as_complete(path):
     assert read_decisions(path)[-1] == (f"{EASY}/000", 2, "stop", "COMPLETE")
 
 
-def test_every_line_is_told_as_it_is_written(path):
+def test_every_line_is_reported_as_it_is_written(path):
     driver = Driver(path)
     driver.climb(EASY, [0.6, 0.7])
     assert driver.lines == read_journal(path)
@@ -254,7 +254,7 @@ def test_a_continued_trial_that_ends_before_what_is_written_has_failed(path):
     assert last.reason == "trained again from a checkpoint, it ended at epoch 2 already"
 
 
-def test_an_epoch_told_twice_is_judged_once(path):
+def test_an_epoch_reported_twice_counts_once(path):
     driver = Driver(path)
     driver.climb(EASY, [0.6, 0.7])
     assert driver.report(EASY, 1, 1, 0.7)
@@ -263,7 +263,7 @@ def test_an_epoch_told_twice_is_judged_once(path):
 
 
 def test_brackets_know_trials_by_the_plan_and_not_by_tune(path):
-    """Under Tune's new id a continued trial would be judged between rungs, by itself."""
+    """Under Tune's new id a continued trial would be compared between rungs, by itself."""
     first = Driver(path)
     first.climb(EASY, [0.9, 0.8, 0.7])
     resumed = Driver(path)
@@ -320,7 +320,7 @@ def test_a_bracket_stops_the_trials_that_rays_asha_stops(num_epochs, grace_epoch
         assert ours == rays or epochs[trial] == num_epochs
 
 
-# A trial's script: a score an epoch, how many epochs it runs, and whether it then fails.
+# A trial's script: a score per epoch, how many epochs it runs, and whether it then fails.
 scores = st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9, math.nan, None])
 scripts = st.tuples(st.lists(scores, min_size=EPOCHS, max_size=EPOCHS), st.integers(1, EPOCHS), st.booleans())
 searches = st.lists(scripts, min_size=4, max_size=7)
@@ -349,10 +349,10 @@ class Execution:
 
     def tell(self, name, epoch):
         """Report an epoch as the script has it."""
-        told, num_epochs, fails = self.script[name]
+        scores, num_epochs, fails = self.script[name]
         is_end = epoch == num_epochs
         failure = "epoch: train_loss is inf" if is_end and fails else None
-        return self.driver.report(*name, epoch, told[epoch - 1], is_last=is_end, failure=failure)
+        return self.driver.report(*name, epoch, scores[epoch - 1], is_last=is_end, failure=failure)
 
     def cut(self, num_lost):
         """Die half-way through a line and come back; checkpoints are up to `num_lost` epochs behind the journal."""
