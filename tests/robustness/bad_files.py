@@ -279,6 +279,6 @@ FILES: dict[str, Rejection] = {
         lambda clinic: Path("list.txt").write_text("x/" + "y" * 5000 + ".png\n"),
     ),
     "a split that is not there": predict(
-        "split=holdout: manifest.csv has no such rows", "manifest.csv", lambda clinic: None, "--split", "holdout"
+        "--split holdout: manifest.csv has no such rows", "manifest.csv", lambda clinic: None, "--split", "holdout"
     ),
 }
