@@ -35,14 +35,16 @@ class AshaBracket:
 
     def __init__(self, *, grace_epochs: int, num_epochs: int) -> None:
         self._rungs = sorted(list_rungs(grace_epochs=grace_epochs, num_epochs=num_epochs))
-        self._end = max([grace_epochs, *(REDUCTION_FACTOR * rung for rung in self._rungs)])
-        """The first epoch of the sequence of rungs at or past the horizon: no trial is stopped there."""
+        self._end = max(grace_epochs, num_epochs)
         self._scores: dict[int, list[float]] = defaultdict(list)
         self._num_arrived: Counter[int] = Counter()
         self._last_rung: dict[str, int] = {}
 
     def should_stop(self, trial: str, epoch: int, score: float) -> bool:
-        """Record a trial's score at the first epoch at or past a rung; return whether it stops there."""
+        """Record a trial's score at the first epoch at or past a rung; return whether it stops there.
+
+        The last epoch is not compared, as in Ray's ASHA.
+        """
         rung = bisect_right(self._rungs, epoch)
         if rung <= self._last_rung.get(trial, 0):
             return False

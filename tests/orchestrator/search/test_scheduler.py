@@ -308,7 +308,9 @@ class RayBracket:
 @given(
     num_epochs=st.integers(1, 40),
     grace_epochs=st.integers(1, 40),
-    reports=st.lists(st.tuples(st.integers(0, 7), st.integers(1, 12), st.floats(-1, 1, width=32)), max_size=80),
+    reports=st.lists(
+        st.tuples(st.integers(0, 7), st.integers(1, 12), st.floats(-1, 1, width=32)), min_size=20, max_size=80
+    ),
 )
 def test_a_bracket_stops_the_trials_that_rays_asha_stops(num_epochs, grace_epochs, reports):
     """Below a trial's last epoch, after which there is nothing to stop."""
