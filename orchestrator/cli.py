@@ -13,6 +13,7 @@ from typing import Annotated
 
 from cyclopts import App, CoercionError, CycloptsError, Group, MissingArgumentError, Parameter, UnusedCliTokensError
 
+import mura_models
 from mura_models.errors import ConfigError, RunError, SettingError, StorageError, UserError, to_one_line
 from orchestrator.cluster.signals import Interrupted, interruptible
 from orchestrator.options import RunOptions, make_command, spell_option, to_int, to_path
@@ -199,19 +200,10 @@ def _make_app(name: str, text: str | None, group: str) -> App:
         name=name,
         help=text,
         help_format="plaintext",
-        version=_find_version,
+        version=lambda: mura_models.__version__,
         default_parameter=Parameter(negative_iterable=()),
         group_commands=Group(group, sort_key=0),
     )
-
-
-def _find_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("mura-study")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _execute(app: App, words: Sequence[str]) -> int:
@@ -228,7 +220,7 @@ def resumable(words: Sequence[str], run_dir: Path) -> Iterator[None]:
     """Note on what stops a run the command that resumes it."""
     try:
         yield
-    except (Interrupted, StorageError, OSError) as stop:
+    except (KeyboardInterrupt, StorageError, OSError) as stop:
         command = [word for word in words if word != "--fresh"]
         if str(run_dir) not in command:
             command += ["--run-dir", str(run_dir)]

@@ -37,8 +37,11 @@ def interruptible() -> Iterator[None]:
             yield
         except Interrupted:
             raise
-        except KeyboardInterrupt:  # Ray raises it in place of ours if it was waiting
-            raise Interrupted(received[-1]) from None
+        except KeyboardInterrupt as error:  # Ray raises it in place of ours if it was waiting
+            stop = Interrupted(received[-1])
+            for note in getattr(error, "__notes__", ()):
+                stop.add_note(note)
+            raise stop from None
 
 
 @contextmanager

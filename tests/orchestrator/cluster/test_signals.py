@@ -80,8 +80,13 @@ def test_what_stops_a_run_is_reported_with_the_command_that_resumes_it(options, 
         with resumable(words, Path("runs/a")):
             raise StorageError("run.json: cannot be written")
 
-    assert guard(stop) == 143
-    assert capsys.readouterr().err == f"Interrupted. Resume with: python run_study.py {resumed}\n"
+    def wait():
+        with resumable(words, Path("runs/a")):
+            raise KeyboardInterrupt  # as Ray, where its own code waits
+
+    for interrupted, exit_code in ((stop, 143), (wait, 130)):
+        assert guard(interrupted) == exit_code
+        assert capsys.readouterr().err == f"Interrupted. Resume with: python run_study.py {resumed}\n"
     assert guard(fail) == 1
     assert capsys.readouterr().err == (
         f"failed: run.json: cannot be written. Resume with: python run_study.py {resumed}\n"
