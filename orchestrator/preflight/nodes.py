@@ -114,8 +114,14 @@ def _gather_gpus() -> dict[str, Any]:
 def gather_install() -> dict[str, str | None]:
     """Return Install of this process, without importing any package."""
     python = platform.python_version().rpartition(".")[0]
-    found = {package.name: package.version for package in importlib.metadata.distributions()}
-    return {"python": python} | {name: found.get(name) for name in ("ray", *LISTED)} | {PROJECT: _digest_code()}
+    return {"python": python} | {name: _find_version(name) for name in ("ray", *LISTED)} | {PROJECT: _digest_code()}
+
+
+def _find_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)  # of several, the one that is imported
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _digest_code() -> str | None:
