@@ -85,7 +85,7 @@ def __getattr__(name: str) -> Any:
         try:
             value: Any = metadata.version("mura-study")
         except metadata.PackageNotFoundError:  # a clone that is not installed
-            value = "unknown"
+            value = "not installed"
     elif name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
     else:

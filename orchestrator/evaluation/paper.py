@@ -98,8 +98,8 @@ class Absences:
         """Return why no specialist of this recipe answers for a bone; None if one does."""
         reasons = {name.lower(): reason for name, reason in self.bones_without_specialist.items()}
         reasons |= {search.lower(): reason for search, reason in self.failed_searches.items()}
-        search = f"{specialist_target(bone)}/{recipe}"
-        return reasons.get(bone.lower()) or reasons.get(search.lower())
+        search = SearchId(specialist_target(bone), str(recipe))
+        return reasons.get(bone.lower()) or reasons.get(str(search).lower())
 
     def explain_system(self, paper: PaperSystem, predictions: pd.DataFrame) -> str:
         """Return why no model, or no router, answers for a system; every system needs its recipe's baseline."""

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-import numpy as np
 import pandas as pd
 
+import mura_models
 from mura_models.inference.assembly import Assembly
 from mura_models.inference.bundle import Bundle
 from mura_models.inference.bundle_files import write_bundle
@@ -35,7 +35,6 @@ from orchestrator.run.directory import RunDir
 from orchestrator.run.files import read_json, write_json, write_table
 from orchestrator.run.journal import JournalLine, last_lines, read_journal, to_table
 from orchestrator.run.names import SELECTED_ROUTED, SystemId, specialist_target
-from orchestrator.run.provenance import find_version
 from orchestrator.run.report_schema import (
     Audit,
     AuditedTrial,
@@ -75,13 +74,14 @@ def evaluate(
         backbones=embeddings.backbones,
         preprocessing=config.preprocessing,
         choice=ingested.choice,
-        notes={"data": data.name, "version": find_version()},
+        notes={"data": data.name, "version": mura_models.__version__},
     )
     with atomic_directory(rundir.bundle) as partial:
         write_bundle(bundle, partial)
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
     features = {key: embeddings.embed(key, test)[:, 0] for key in assembly.backbones}
-    predictions = open_test(assembly, test, features, config)
+    # The one place where test rows are used.
+    predictions = predict_test(assembly, test, lambda key, rows: features[key][rows], config.system_recipes)
     write_table(rundir.predictions, predictions)
     best_baseline = SystemId("baseline", select_best_baseline(config, results.winners).trial.recipe)
     systems = read_systems(predictions)
@@ -124,18 +124,6 @@ def write_selected(rundir: RunDir, selected: Mapping[str, SelectedModel], result
         "failed": results.failed,
     }
     write_json(rundir.selected, content)
-
-
-def open_test(
-    assembly: Assembly, test: pd.DataFrame, features: Mapping[str, np.ndarray], config: RunConfig
-) -> pd.DataFrame:
-    """Return every system's answers for the test images: the one place where test rows are used."""
-
-    def find_features(backbone: str, rows: np.ndarray) -> np.ndarray:
-        found: np.ndarray = features[backbone][rows]
-        return found
-
-    return predict_test(assembly, test, find_features, config.system_recipes)
 
 
 def is_fair(config: RunConfig, system: SystemId) -> bool:

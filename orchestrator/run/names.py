@@ -9,7 +9,6 @@ backbone  `<search>#0`: the network of a search's winner, numbered as its networ
 Files hold the names as text; a bone may have any characters, the separators included.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,16 +16,9 @@ BASELINE = "baseline"
 ROUTER = "router"
 _SPECIALIST = "specialist:"
 
-AUDIT_SUFFIX = "/audit"
-"""After the name of a stopped trial: its audit."""
-REPLICATE_MARK = "/seed"
-"""Between a winner's name and the number of its replicate."""
-
 SystemKind = Literal["baseline", "specialists", "selected"]
 Routing = Literal["oracle", "routed"]
 _ROUTINGS: tuple[Routing, ...] = ("oracle", "routed")
-
-_TRIAL = re.compile(rf"(?P<search>.+)/(?P<number>\d{{3,}})(?P<variant>{AUDIT_SUFFIX}|{REPLICATE_MARK}\d+)?", re.DOTALL)
 
 
 def specialist_target(bone: str) -> str:
@@ -84,26 +76,13 @@ class TrialId:
     def __str__(self) -> str:
         return f"{self.search}/{self.number:03d}{self.variant}"
 
-    @classmethod
-    def parse(cls, text: str) -> "TrialId":
-        """Return the id of a training's name. Raises ValueError."""
-        match = _TRIAL.fullmatch(text)
-        if not match:
-            raise ValueError(f"{text!r} is not the name of a trial")
-        return cls(SearchId.parse(match["search"]), int(match["number"]), match["variant"] or "")
-
-    @property
-    def is_replicate(self) -> bool:
-        """Whether it trains a winner's configuration under a fresh seed."""
-        return self.variant.startswith(REPLICATE_MARK)
-
     def audit(self) -> "TrialId":
         """Return the id of this trial's audit."""
-        return TrialId(self.search, self.number, AUDIT_SUFFIX)
+        return TrialId(self.search, self.number, "/audit")
 
     def replicate(self, number: int) -> "TrialId":
         """Return the id of this trial's replicate `number`."""
-        return TrialId(self.search, self.number, f"{REPLICATE_MARK}{number}")
+        return TrialId(self.search, self.number, f"/seed{number}")
 
 
 @dataclass(frozen=True, order=True, slots=True)

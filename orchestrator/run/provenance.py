@@ -3,13 +3,14 @@
 import platform
 import subprocess
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
+import mura_models
 from mura_models.data.dataset import DataSet
 from mura_models.errors import ConfigError, SettingError
 from orchestrator.run.config import RunConfig
@@ -84,15 +85,9 @@ def list_differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: 
 
 def list_versions() -> dict[str, str]:
     """Return the versions that decide figures."""
-    return {"python": platform.python_version(), "mura-study": find_version()} | {p: version(p) for p in PACKAGES}
-
-
-def find_version() -> str:
-    """Return this project's version; a clone that was never installed has none."""
-    try:
-        return version("mura-study")
-    except PackageNotFoundError:
-        return "not installed"
+    return {"python": platform.python_version(), "mura-study": mura_models.__version__} | {
+        package: version(package) for package in PACKAGES
+    }
 
 
 def find_commit() -> str | None:

@@ -21,7 +21,6 @@ BONES = st.text() | st.sampled_from(["a/b", "a:b", "x/000", "x/000/audit", "spec
 RECIPES = st.sampled_from(["linear_probe", "mlp_probe", "two_stage_probe", "intermediate_task", "finetune"])
 TARGETS = st.sampled_from([BASELINE, ROUTER]) | st.builds(specialist_target, BONES)
 SEARCHES = st.builds(SearchId, TARGETS, RECIPES)
-TRIALS = st.builds(TrialId, SEARCHES, st.integers(0, 5000))
 
 
 def test_names_are_spelled_as_files_hold_them():
@@ -50,14 +49,6 @@ def test_a_search_is_parsed_back(search):
     assert search.is_router == (search.target == ROUTER)
 
 
-@given(TRIALS, st.integers(0, 99))
-def test_a_trial_its_audit_and_its_replicates_are_parsed_back(trial, number):
-    for training in (trial, trial.audit(), trial.replicate(number)):
-        assert TrialId.parse(str(training)) == training
-    assert trial.replicate(number).is_replicate
-    assert not trial.is_replicate and not trial.audit().is_replicate
-
-
 @given(RECIPES, st.sampled_from(["oracle", "routed"]))
 def test_a_system_is_parsed_back(recipe, routing):
     for system in (
@@ -74,12 +65,6 @@ def test_a_system_is_parsed_back(recipe, routing):
 def test_another_text_is_no_system(text):
     with pytest.raises(ValueError, match="not the name of a system"):
         SystemId.parse(text)
-
-
-@pytest.mark.parametrize("text", ["", "baseline", "baseline/mlp_probe", "baseline/mlp_probe/1", "baseline/mlp_probe/x"])
-def test_another_text_is_no_trial(text):
-    with pytest.raises(ValueError, match="not the name of a trial"):
-        TrialId.parse(text)
 
 
 def test_another_text_is_no_search():
