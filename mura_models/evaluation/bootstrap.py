@@ -15,7 +15,7 @@ from mura_models.evaluation.metrics import METRICS, Floats, Scored, score, score
 
 MIN_ROWS_PER_LABEL = 10  # chosen by us: with fewer, a percentile interval is narrower than it should be
 MIN_PATIENTS_PER_LABEL = 5  # chosen by us: patients are what is drawn; of 2, a "95%" interval holds the truth in 60%
-CHUNK_ELEMENTS = 1_000_000  # rows x resamples at once: 8 MB an array; fast from 300 to 36,808 rows
+CHUNK_ELEMENTS = 1_000_000  # rows x resamples at once: 8 MB per array; fast from 300 to 36,808 rows
 
 
 class Estimate(TypedDict):

@@ -35,10 +35,11 @@ from mura_models.networks.embeddings import embed_views, embedding_key
 from mura_models.networks.runtimes import Device, Embedder, RuntimeChoice, choose_runtime, prepare_model
 
 IMAGES_PER_TASK = 64
-"""As in a run, where it is one task's share."""
+"""Decoded or embedded together; in a run by one Ray task."""
 PLAIN = VIEWS[:1]
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]
+"""Called with the step ("decode" or "embed"), the images done and the images in all."""
 
 logger = logging.getLogger(__name__)
 

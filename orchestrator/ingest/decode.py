@@ -17,10 +17,11 @@ from mura_models.data.cache import CachedArray, Part, images_entry, open_cached,
 from mura_models.data.decode import decode_batch, read_scanned
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.errors import ConfigError
+from mura_models.inference.embed import IMAGES_PER_TASK, OnProgress
 from mura_models.networks.backbones import Backbone, load_backbone
 from mura_models.networks.runtimes import RuntimeChoice, choose_runtime
 from orchestrator.cluster.task_pool import run_bounded, split_rows
-from orchestrator.ingest.embed import IMAGES_PER_TASK, OnProgress, embed_all
+from orchestrator.ingest.embed import embed_all
 from orchestrator.run.config import RunConfig
 
 DECODE_IMAGES = ray.remote(num_cpus=1)(decode_batch).options(name="decode_images")

@@ -3,7 +3,7 @@
 On the dashboard these tasks are called `embed_images`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,14 @@ import ray
 from mura_models.data.cache import CachedArray, Part, embeddings_entry, open_cached, write_cached
 from mura_models.data.preprocessing import VIEWS
 from mura_models.data.preprocessing_settings import Preprocessing
+from mura_models.inference.embed import IMAGES_PER_TASK, OnProgress
 from mura_models.networks.backbones import Backbone
 from mura_models.networks.embeddings import embed_views, embedding_key
 from mura_models.networks.runtimes import Embedder, RuntimeChoice, prepare_model
 from orchestrator.cluster.task_pool import run_bounded, split_range
 
-IMAGES_PER_TASK = 64
 IMAGES_PER_GPU_TASK = 2048
 """Enough to outweigh the start of CUDA in a new process (chosen by us)."""
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with the step ("decode" or "embed"), the images done and the images in all."""
 
 
 def embed_all(

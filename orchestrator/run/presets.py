@@ -32,7 +32,7 @@ def quick() -> RunConfig:
 
 
 def paper() -> RunConfig:
-    """Return the source paper's settings: ResNet-18, a tenth for dev, one trial a system, the best epoch by accuracy.
+    """Return the source paper's settings: ResNet-18, a tenth for dev, one trial per system, the best epoch by accuracy.
 
     Two things differ on purpose: the tenth is cut by patient, not by image, and models are selected per study.
     """

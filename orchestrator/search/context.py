@@ -14,11 +14,12 @@ from mura_models.data.dataset import patient_codes, study_codes
 from mura_models.data.preprocessing import VIEWS
 from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.inference.assembly import FROZEN
+from mura_models.inference.embed import OnProgress
 from mura_models.networks.backbones import Backbone
 from mura_models.training.search_data import SearchData
 from orchestrator.cluster.resources import TrialResources
 from orchestrator.ingest.decode import Ingested
-from orchestrator.ingest.embed import OnProgress, embed_all
+from orchestrator.ingest.embed import embed_all
 from orchestrator.run.config import RunConfig
 from orchestrator.run.directory import RunDir
 from orchestrator.run.journal import JournalLine, JournalWriter
