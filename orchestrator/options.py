@@ -145,7 +145,10 @@ def spell_option(name: str, value: object) -> str:
     option = OPTION_NAMES.get(name, f"--{name.replace('_', '-')}")
     if value is False:
         return option.replace("--", "--no-", 1)
-    return option if value is True or value == () else f"{option} {shlex.quote(str(value).removesuffix('.0'))}"
+    if value is True or value == ():
+        return option
+    text = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    return f"{option} {shlex.quote(text)}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

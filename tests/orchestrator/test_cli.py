@@ -151,6 +151,7 @@ def test_options_of_a_run_that_decide_no_figure(parsed: list[RunOptions]) -> Non
         ("warm_start_head", False, "--no-warm-start-head"),
         ("ensemble", True, "--ensemble"),
         ("run_dir", Path("a b"), "--run-dir 'a b'"),
+        ("run_dir", Path("v1.0"), "--run-dir v1.0"),
         ("recipes", (), "--recipes"),
         ("RAY_ADDRESS", "x", "RAY_ADDRESS=x"),
     ],
