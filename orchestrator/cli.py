@@ -184,7 +184,8 @@ def _explain_words(error: CycloptsError) -> str:
     text, name = str(error), error.argument.name if error.argument else ""
     if isinstance(error, CoercionError) and error.argument and error.token:
         choices = error.argument.get_choices()
-        rule = error.msg or (f"must be one of {', '.join(choices)}" if choices else "must be a number")
+        kind = "true or false" if error.target_type is bool else "a number"
+        rule = error.msg or (f"must be one of {', '.join(choices)}" if choices else f"must be {kind}")
         return f"{name} {shlex.quote(error.token.value)}: {rule}"
     if isinstance(error, MissingArgumentError):
         _, _, suggestion = text.partition("Did you mean ")

@@ -180,6 +180,7 @@ def test_a_setting_error_survives_a_process_border() -> None:
         ("run --all-bones --trails 3", "unknown option: --trails. Did you mean --trials?"),
         ("run --all-bones --metric f1", "--metric f1: must be one of auroc, kappa, accuracy, image_accuracy"),
         ("run --all-bones --gpus-per-trial some", "--gpus-per-trial some: must be a number"),
+        ("run --all-bones --dry-run=maybe", "--dry-run maybe: must be true or false"),
         ("run --all-bones --trials", "--trials: needs a value"),
         ("run --all-bones extra", "extra: unexpected argument"),
         ("run", "--all-bones or --bones BONE ... is required"),
