@@ -64,7 +64,8 @@ def test_a_job_refuses_a_run_directory_that_it_would_lose(
     images = write_images(user.home / "images")
     done = submit(user, head, clone, "--data", images, *options)
     assert done.returncode != 0
-    assert "a Ray job works in a temporary folder and would lose it; give --run-dir" in done.stdout
+    assert "a Ray job works in a temporary folder and would lose it; give an absolute path" in done.stdout
+    assert "error: --run-dir " in done.stdout
     assert "Traceback" not in done.stdout
 
 
