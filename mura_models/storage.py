@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -127,7 +128,8 @@ def hold_lock(path: Path, *, waits: bool = True, on_wait: Callable[[], None] | N
 
     Raises OSError if the file cannot be made.
     """
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))  # raises at once; filelock would retry without end
+    with tempfile.TemporaryFile(dir=path.parent):  # raises at once; filelock would retry without end
+        pass
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     if not _acquire(lock, waits, on_wait):
         yield False
