@@ -35,6 +35,11 @@ class Bundle:
     notes: Mapping[str, str]
     """For people: the data it was trained on and the version that trained it."""
 
+    def __repr__(self) -> str:
+        """Return one line: the weights of every layer would fill a notebook."""
+        classes, selected = self.assembly.classes, dict(self.assembly.selected)
+        return f"Bundle(classes={classes}, selected={selected}, notes={dict(self.notes)})"
+
     def predict(self, images: Images, *, split: str | None = None) -> pd.DataFrame:
         """Predict the bone and the probability of an abnormality for every image.
 

@@ -97,7 +97,9 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, MuraError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BundleError(f"{folder}: its parts do not fit together ({reason}); copy it again") from error
+        raise BundleError(
+            f"{folder}: its parts do not fit together ({reason}); copy it again, or use the version that wrote it"
+        ) from error
     return bundle
 
 
@@ -257,4 +259,4 @@ def _read_file(path: Path, *, max_bytes: int = MAX_TENSORS_BYTES) -> bytes:
     try:
         return read_file(path, max_bytes=max_bytes)
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({explain(error)}); give the folder that a run wrote") from error
+        raise BundleError(f"{path}: cannot be read ({explain(error)}); must be the folder bundle/ of a run") from error

@@ -9,6 +9,7 @@ import torch
 from factories import NUM_FEATURES, list_names, make_assembly, make_features, make_manifest, wrap_features
 
 from mura_models.data.preprocessing_settings import Preprocessing
+from mura_models.errors import BundleError
 from mura_models.evaluation.calibration import apply_temperature
 from mura_models.inference.assembly import FROZEN, Assembly
 from mura_models.inference.bundle import Bundle
@@ -138,6 +139,17 @@ def test_all_that_decides_an_answer_comes_back(bundle, folder):
     assert read.assembly.selected == bundle.assembly.selected
     there, here = read.backbones[FROZEN], bundle.backbones[FROZEN]
     assert (there.name, there.weights_source) == (NETWORK, here.weights_source)
+
+
+def test_a_bundle_is_shown_in_one_short_line(bundle):
+    shown = repr(bundle)
+    assert shown.startswith("Bundle(classes=(") and "made up" in shown
+    assert "\n" not in shown and len(shown) < 500
+
+
+def test_a_folder_without_a_bundle_is_refused_with_the_folder_to_pass(tmp_path):
+    with pytest.raises(BundleError, match=r"bundle.json: cannot be read \(.*\); must be the folder bundle/ of a run"):
+        load_bundle(tmp_path)
 
 
 def test_only_selected_models_are_exported(bundle):
