@@ -33,7 +33,7 @@ class Scored:
     def __post_init__(self) -> None:
         lengths = [len(column) for column in (self.labels, self.p_abnormal, self.thresholds, self.patients)]
         if len(set(lengths)) > 1:
-            raise ValueError(f"columns of {lengths} rows: all four must be of one length")
+            raise ValueError(f"labels, p_abnormal, thresholds, patients have {lengths} rows: must be of one length")
         if not np.isin(self.labels, (0, 1)).all():
             raise ValueError(f"labels {np.unique(self.labels)[:5].tolist()}: each must be 0 or 1")
         if not np.isfinite(self.p_abnormal).all():

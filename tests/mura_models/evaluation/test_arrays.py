@@ -115,7 +115,10 @@ def test_within_groups_the_mean_difference_is_that_of_the_report(table):
         ({"labels": [0, 2]}, r"labels \[0.0, 2.0\]: each must be 0 or 1"),
         ({"labels": [0, "x"]}, "labels: must be numbers"),
         ({"labels": pd.Series([0, None], dtype="Int8")}, r"labels \[0.0, nan\]: each must be 0 or 1"),
-        ({"probabilities": [0.1]}, "must be of one length"),
+        (
+            {"probabilities": [0.1]},
+            r"labels, p_abnormal, thresholds, patients have \[2, 1, 2, 2\] rows: must be of one length",
+        ),
         ({"probabilities": [0.1, np.nan]}, "p_abnormal holds NaN"),
         ({"probabilities": [0.1, 1.5]}, r"probabilities: each must be in \[0, 1\]"),
         ({"patients": ["a"]}, "must be of one length"),
