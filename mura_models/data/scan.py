@@ -78,7 +78,8 @@ def summarize_excluded(quarantine: pd.DataFrame) -> str:
     if quarantine.empty:
         return ""
     reason, count = next(iter(count_reasons(quarantine).items()))
-    return f"; {len(quarantine)} files excluded, most often: {reason} ({count})"
+    files = "1 file" if len(quarantine) == 1 else f"{len(quarantine)} files"
+    return f"; {files} excluded, most often: {reason} ({count})"
 
 
 _QUOTED = re.compile("'.*'", re.DOTALL)

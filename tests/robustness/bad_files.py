@@ -274,7 +274,7 @@ FILES: dict[str, Rejection] = {
     ),
     "an empty folder to predict": predict("no image that can be read", "empty", lambda clinic: Path("empty").mkdir()),
     "a list of names too long": predict(
-        "1 files excluded, most often: file cannot be read: File name too long",
+        "1 file excluded, most often: file cannot be read: File name too long",
         "list.txt",
         lambda clinic: Path("list.txt").write_text("x/" + "y" * 5000 + ".png\n"),
     ),

@@ -129,9 +129,9 @@ def test_a_file_listed_twice_and_one_that_is_not_there_are_excluded(bundle, imag
     ("given", "text"),
     [
         ("nowhere", "nowhere: no such file or folder"),
-        ("gone.png", "no image that can be read; 1 files excluded, most often: missing file"),
+        ("gone.png", "no image that can be read; 1 file excluded, most often: missing file"),
         ([], "no image that can be read$"),
-        (["gone.png"], "no image that can be read; 1 files excluded"),
+        (["gone.png"], "no image that can be read; 1 file excluded"),
         (pd.DataFrame({"file": ["a.png"]}), r"the table has no column path \(found: file\)"),
         (pd.DataFrame({"path": []}), "no image that can be read$"),
     ],
