@@ -131,7 +131,7 @@ def phantom(*, out: PathOption, scale: float = 0.05, seed: Annotated[int, Parame
     Parameters
     ----------
     out
-        Directory that gets MURA-v1.1/ and masks/.
+        Directory to write MURA-v1.1/ and masks/ into.
     scale
         Size relative to MURA; 1.0 writes 40,005 images.
     seed

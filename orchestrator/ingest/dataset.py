@@ -48,7 +48,7 @@ def find_mura() -> Path | None:
 
 def make_phantom(progress: Progress) -> Path:
     """Generate the phantom in the cache, once, and return its folder."""
-    progress.log("NO DATA GIVEN: using the phantom, synthetic radiographs. Its results hold for no patient.")
+    progress.log("NO DATA GIVEN: using the phantom, synthetic radiographs. Its results do not apply to patients.")
     progress.log("For real images use --data PATH, $MURA_DATA or a folder MURA-v1.1 here.")
     root = cache_root() / f"phantom-{PHANTOM_SCALE:g}-{PHANTOM_SEED}"
     return write_phantom(

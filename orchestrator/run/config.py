@@ -40,7 +40,7 @@ class RunConfig:
     num_trials: int = 12
     """Trials per probe search."""
     num_epochs: int = 16
-    """Most epochs per trial."""
+    """Maximum epochs per trial."""
     num_steps: int | None = None
     """Optimizer steps of a probe trial at full length (default: an epoch is one pass over the largest bone, or over
     all bones under the preset paper)."""
@@ -82,7 +82,7 @@ class RunConfig:
     finetune_trials: int = 4
     """Trials per search."""
     finetune_epochs: int = 12
-    """Most epochs per trial. If left out, it follows --epochs."""
+    """Maximum epochs per trial. If left out, it follows --epochs."""
     finetune_steps: int | None = None
     """Optimizer steps of a trial at full length (default: as for probes)."""
     finetune_batch_size: int = 32

@@ -1,4 +1,4 @@
-"""Where a run is stored and what it runs on: decides no figure."""
+"""Where a run is stored and what it runs on: affects no figure."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class ExecutionOptions:
     """Ray cluster to join: HOST:PORT of its head, auto (finds one on this machine) or local (starts Ray here).
     Default: $RAY_ADDRESS if it is set, else local."""
     max_concurrent: int | None = None
-    """Most trials at a time (default: as many as the resources allow)."""
+    """Maximum number of trials at the same time (default: as many as the resources allow)."""
     gpus_per_trial: float | None = None
     """GPUs per trial (default: 1 if the cluster has GPUs, else 0)."""
     cpus_per_trial: float | None = None
