@@ -13,7 +13,8 @@ MuraError
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 MAX_CHARACTERS = 1000
 """Of a message: a name read from a file may be as long as the file (chosen by us)."""
@@ -72,6 +73,9 @@ class SettingError(ConfigError):
 
 class DataError(UserError):
     """A data set that cannot be used as a whole."""
+
+    excluded: Sequence[Mapping[Any, Any]] = ()
+    """The files that were excluded, `{"path": ..., "reason": ...}`, if `Bundle.predict` has no image left."""
 
 
 class WeightsError(UserError):

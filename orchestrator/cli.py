@@ -82,7 +82,7 @@ def doctor(options: RunOptions) -> None:
         dataset = open_dataset(data, progress, options.request.corrections) if data else None
         levels = []
         for finding in examine(options.config, options.execution, dataset):
-            progress.log(f"{finding.level:<8} {finding}")
+            progress.log(f"{finding.level:<8} {finding.spell(spell_option)}")
             levels.append(finding.level)
     if "error" in levels:
         raise ConfigError(f"{levels.count('error')} of {len(levels)} checks failed: see the lines above")

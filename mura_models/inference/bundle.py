@@ -70,7 +70,7 @@ class Bundle:
             before other operations: pandas does not keep `attrs` in all of them.
 
         Raises:
-            DataError: No image can be used, or the CSV cannot be read.
+            DataError: No image can be used (`error.excluded` lists why), or the CSV cannot be read.
             SettingError: No row is in `split`.
             StorageError: The disk of temporary files is full (`$TMPDIR`).
 
@@ -88,7 +88,9 @@ class Bundle:
         failed = pd.DataFrame({"path": list(failures), "reason": list(failures.values())}, dtype="str")
         excluded = pd.concat([dataset.quarantine, failed], ignore_index=True)
         if answers is None:
-            raise DataError(f"{source}: no image can be used{summarize_excluded(excluded)}")
+            error = DataError(f"{source}: no image can be used{summarize_excluded(excluded)}")
+            error.excluded = excluded.to_dict("records")
+            raise error
         table = pd.concat([used[[column for column in KNOWN_COLUMNS if column in used]], answers], axis=1)
         table.attrs["excluded"] = excluded.to_dict("records")
         return table

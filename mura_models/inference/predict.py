@@ -1,11 +1,13 @@
 """`mura predict`: write a bundle's predictions for images into a file."""
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from mura_models.errors import SettingError, to_one_line
+from mura_models.errors import DataError, SettingError, to_one_line
 from mura_models.inference.bundle_files import load_bundle
 from mura_models.storage import atomic_write
 
@@ -18,11 +20,20 @@ def predict_files(bundle_dir: Path, data: Path, out: Path, *, split: str | None 
     Raises BundleError, DataError or SettingError.
     """
     check_out(out)
-    table = load_bundle(bundle_dir).predict(data, split=split)
-    for excluded in table.attrs.pop("excluded"):
-        print(to_one_line(f"excluded: {excluded['path']}: {excluded['reason']}"))
+    try:
+        table = load_bundle(bundle_dir).predict(data, split=split)
+    except DataError as error:
+        print_excluded(error.excluded)
+        raise
+    print_excluded(table.attrs.pop("excluded"))
     write_predictions(table, out)
     print(f"{len(table)} images: {out}")
+
+
+def print_excluded(excluded: Sequence[Mapping[Any, Any]]) -> None:
+    """Print one line per excluded file."""
+    for file in excluded:
+        print(to_one_line(f"excluded: {file['path']}: {file['reason']}"))
 
 
 def check_out(out: Path) -> None:

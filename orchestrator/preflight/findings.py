@@ -1,11 +1,11 @@
 """Findings: what the checks of machine and cluster found, one line each, with a remedy."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from mura_models.errors import ConfigError, UserError
+from mura_models.errors import ConfigError, SettingError, UserError
 from orchestrator.progress import Progress
 
 Level = Literal["ok", "warning", "error"]
@@ -20,9 +20,18 @@ class Finding:
     text: str
     """Continues the line that `subject` begins."""
     remedy: str = ""
+    cause: UserError | None = None
+    """One of our own errors that it was made from."""
 
     def __str__(self) -> str:
         return f"{self.subject} {self.text}" + (f": {self.remedy}" if self.remedy else "")
+
+    def spell(self, write: Callable[[str, object], str]) -> str:
+        """Return the finding in one line, with a setting at fault as `write` writes it."""
+        if not isinstance(self.cause, SettingError):
+            return str(self)
+        message = self.cause.spell(write)
+        return message if "; " in message else f"{message}: {self.remedy}"
 
     @classmethod
     def ok(cls, subject: str, text: str) -> "Finding":
@@ -50,7 +59,7 @@ class Finding:
         """Return one of our own errors as a finding. The part after its last semicolon, if any, is its remedy."""
         text, semicolon, rest = str(error).rpartition("; ")
         text = (text if semicolon else rest).removeprefix(subject).lstrip()
-        return cls.error(subject, text, rest if semicolon else remedy)
+        return cls("error", subject, text, rest if semicolon else remedy, error)
 
 
 def report_findings(findings: Iterable[Finding], progress: Progress) -> None:

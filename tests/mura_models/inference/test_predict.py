@@ -172,3 +172,17 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_bundle_is_read(imag
 def test_no_bundle_is_a_bundle_error(tmp_path):
     with pytest.raises(BundleError, match="cannot be read"):
         mura.load_bundle(tmp_path)
+
+
+def test_without_a_usable_image_every_excluded_file_is_printed(bundle_dir, images, tmp_path, capsys):
+    folder = tmp_path / "truncated"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        content = (images / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="no image can be used") as raised:
+        predict_files(bundle_dir, folder, tmp_path / "out.csv")
+    assert [file["path"] for file in raised.value.excluded] == ["a.png", "b.png"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [["excluded", "a.png"], ["excluded", "b.png"]]
+    assert not (tmp_path / "out.csv").exists()

@@ -14,6 +14,7 @@ from rich.console import Console
 from mura_models.errors import ConfigError
 from mura_models.networks.backbone_spec import BackboneSpec
 from orchestrator.cluster.auth_token import is_readable_by_others
+from orchestrator.options import spell_option
 from orchestrator.preflight.doctor import examine
 from orchestrator.preflight.findings import Finding, report_findings
 from orchestrator.preflight.nodes import PROJECT, Install, NodeFacts, inspect_node
@@ -224,6 +225,7 @@ def test_weights_that_cannot_be_loaded_are_an_error_before_a_run(
     assert look(BackboneSpec(name="resnet18", weights="random")).level == "ok"
     unknown = look(BackboneSpec(name="resnet19"))
     assert (unknown.level, str(unknown)[:18]) == ("error", "backbone=resnet19:")
+    assert unknown.spell(spell_option).startswith("--backbone resnet19: ")
     missing = look(BackboneSpec(weights=str(tmp_path / "nowhere.pt")))
     assert (missing.level, "no such file: give imagenet, random or" in str(missing)) == ("error", True)
     to_download = look(BackboneSpec(name="resnet18"))
