@@ -204,6 +204,7 @@ def _make_app(name: str, text: str | None, group: str) -> App:
         version=lambda: mura_models.__version__,
         default_parameter=Parameter(negative_iterable=()),
         group_commands=Group(group, sort_key=0),
+        suppress_keyboard_interrupt=False,  # `guard` prints how to resume
     )
 
 

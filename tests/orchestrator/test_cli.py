@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -235,3 +236,16 @@ def test_a_missing_package_of_another_kind_stays_a_traceback() -> None:
 
     with pytest.raises(ModuleNotFoundError):
         cli.guard(fail)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_is_interrupted_ends_in_one_line(
+    number: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("mura_models.phantom.write_phantom", lambda *_, **__: signal.raise_signal(number))
+    assert main(["phantom", "--out", str(tmp_path)]) == code
+    assert capsys.readouterr().err == "Interrupted. Run the same command again to resume.\n"
