@@ -24,7 +24,7 @@ from orchestrator.cli import run_command
 
 step = getattr(pipeline, sys.argv[1])
 
-def fill_first(*arguments):
+def fill_first(*arguments, **keywords):
     with open(sys.argv[2], "wb") as ballast:
         try:
             while True:
@@ -32,7 +32,7 @@ def fill_first(*arguments):
                 ballast.flush()
         except OSError:
             pass
-    return step(*arguments)
+    return step(*arguments, **keywords)
 
 setattr(pipeline, sys.argv[1], fill_first)
 sys.exit(run_command(sys.argv[3:]))
@@ -99,7 +99,8 @@ def test_a_run_waits_for_a_disk_that_fills_during_the_search_and_then_reports_it
         assert driver.returncode == 1
         (line,) = find_failures(user.log.read_text())
     assert "No space left on device" in line
-    assert "make room, and the same command continues" in line
+    assert "free disk space or repair the disk, then run the same command again to continue" in line
+    assert f"Resume with: python run_study.py --all-bones --run-dir {run_dir} " in line
     old = (run_dir / "journal.jsonl").read_bytes()
     ballast.unlink()
 
