@@ -78,8 +78,7 @@ def storage_errors(path: Path, what: str = "written") -> Iterator[None]:
         if classify_fault(error) is None:
             raise
         raise StorageError(
-            f"{path}: cannot be {what} ({error.strerror}); "
-            "free disk space or repair the disk, then run the same command again to continue"
+            f"{path}: cannot be {what} ({error.strerror}); free disk space or repair the disk"
         ) from error
 
 

@@ -150,10 +150,10 @@ def guard(action: Callable[[], object]) -> int:
     except (CycloptsError, UserError, ModuleNotFoundError) as error:
         return _print_error(f"error: {_explain(error)}", EXIT_USAGE)
     except RunError as error:
-        return _print_error(f"failed: {str(error).removesuffix('.')}{_resume_hint(error)}", EXIT_FAILED)
+        hint = _resume_hint(error) if isinstance(error, StorageError) else ""
+        return _print_error(f"failed: {str(error).removesuffix('.')}{hint}", EXIT_FAILED)
     except Interrupted as error:
-        hint = _resume_hint(error) or ". Run the same command again to resume."
-        return _print_error(f"Interrupted{hint}", error.exit_code)
+        return _print_error(f"Interrupted{_resume_hint(error)}", error.exit_code)
     except OSError as error:
         from mura_models.storage import classify_fault
 
@@ -232,4 +232,4 @@ def resumable(words: Sequence[str], run_dir: Path) -> Iterator[None]:
 
 def _resume_hint(error: BaseException) -> str:
     notes = getattr(error, "__notes__", [])
-    return f". Resume with: {notes[-1]}" if notes else ""
+    return f". Resume with: {notes[-1]}" if notes else ". Run the same command again to resume."

@@ -24,7 +24,7 @@ def read_scanned(path: Path, digest: str) -> bytes:
         try:
             return path.read_bytes()
         except OSError as error:
-            text = f"an image cannot be read any more ({error.strerror}); once it can, the same command continues"
+            text = f"an image cannot be read any more ({error.strerror}); make it readable again"
             raise (StorageError if is_transient(error) else RunError)(text) from error
 
     content = retry(read)

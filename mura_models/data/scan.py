@@ -156,7 +156,7 @@ def _read_when_back(file: str) -> FileFacts:
     def read() -> FileFacts:
         found = read_facts(file)
         if found.fault is StorageFault.SERVER_GONE:
-            raise StorageError(f"an image's {found.reason}; once it can, the same command continues")
+            raise StorageError(f"an image's {found.reason}; repair its disk or server")
         return found
 
     return retry(read, timeout_s=RETRY_TIMEOUT_S)

@@ -6,9 +6,11 @@ from dataclasses import asdict
 import pandas as pd
 
 import mura_models
+from mura_models.data.preprocessing_settings import Preprocessing
 from mura_models.inference.assembly import Assembly
 from mura_models.inference.bundle import Bundle
 from mura_models.inference.bundle_files import write_bundle
+from mura_models.networks.runtimes import RuntimeChoice
 from mura_models.storage import atomic_directory
 from orchestrator.evaluation.paper import Absences, compare_with_paper
 from orchestrator.evaluation.selection import (
@@ -69,15 +71,7 @@ def evaluate(
     write_table(rundir.trials, to_table(lines))
     assembly, selected = select_on_dev(config, plan, results, bones)
     write_selected(rundir, selected, results)
-    bundle = Bundle(
-        assembly=assembly.keep_selected(),
-        backbones=embeddings.backbones,
-        preprocessing=config.preprocessing,
-        choice=ingested.choice,
-        notes={"data": data.name, "version": mura_models.__version__},
-    )
-    with atomic_directory(rundir.bundle) as partial:
-        write_bundle(bundle, partial)
+    export_bundle(rundir, assembly, embeddings, config.preprocessing, ingested.choice, data_name=data.name)
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
     features = {key: embeddings.embed(key, test)[:, 0] for key in assembly.backbones}
     # The one place where test rows are used.
@@ -124,6 +118,27 @@ def write_selected(rundir: RunDir, selected: Mapping[str, SelectedModel], result
         "failed": results.failed,
     }
     write_json(rundir.selected, content)
+
+
+def export_bundle(
+    rundir: RunDir,
+    assembly: Assembly,
+    embeddings: EmbeddingStore,
+    preprocessing: Preprocessing,
+    choice: RuntimeChoice,
+    *,
+    data_name: str,
+) -> None:
+    """Write the bundle of the selected models and their backbones, atomically."""
+    bundle = Bundle(
+        assembly=assembly.keep_selected(),
+        backbones=embeddings.backbones,
+        preprocessing=preprocessing,
+        choice=choice,
+        notes={"data": data_name, "version": mura_models.__version__},
+    )
+    with atomic_directory(rundir.bundle) as partial:
+        write_bundle(bundle, partial)
 
 
 def is_fair(config: RunConfig, system: SystemId) -> bool:

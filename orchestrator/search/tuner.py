@@ -62,7 +62,9 @@ def run_jobs(stage: StageContext, jobs: Sequence[Job], *, purpose: Purpose) -> N
         if scheduler.halted:
             raise scheduler.halted
     if left:
-        raise RunError(f"stopped with {len(left)} of {len(jobs)} trials to go: the same command continues")
+        raise RunError(
+            f"stopped with {len(left)} of {len(jobs)} trials to go; continue with --run-dir {stage.rundir.root}"
+        )
 
 
 def _fit(stage: StageContext, jobs: Sequence[Job], scheduler: PerSearchAsha) -> None:

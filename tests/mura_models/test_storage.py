@@ -49,8 +49,7 @@ def test_retries_have_an_end(tmp_path):
     begun = time.monotonic()
     with pytest.raises(
         StorageError,
-        match=r"x: cannot be written \(No space left on device\); free disk space or repair the disk, "
-        "then run the same command again to continue$",
+        match=r"x: cannot be written \(No space left on device\); free disk space or repair the disk$",
     ):
         retry_write(FailingDisk(10**9), tmp_path / "x", timeout_s=0.05)
     assert time.monotonic() - begun < 5

@@ -99,8 +99,9 @@ def test_a_run_waits_for_a_disk_that_fills_during_the_search_and_then_reports_it
         assert driver.returncode == 1
         (line,) = find_failures(user.log.read_text())
     assert "No space left on device" in line
-    assert "free disk space or repair the disk, then run the same command again to continue" in line
-    assert f"Resume with: python run_study.py --all-bones --run-dir {run_dir} " in line
+    assert (
+        f"free disk space or repair the disk. Resume with: python run_study.py --all-bones --run-dir {run_dir} " in line
+    )
     old = (run_dir / "journal.jsonl").read_bytes()
     ballast.unlink()
 

@@ -70,9 +70,7 @@ def test_a_server_that_stays_away_ends_the_scan_in_one_line_without_a_path(listi
     break_images(monkeypatch, number, names=["07.png"])
     with pytest.raises(StorageError) as caught:
         check_files(listing)
-    assert str(caught.value) == (
-        f"an image's file cannot be read: {os.strerror(number)}; once it can, the same command continues"
-    )
+    assert str(caught.value) == (f"an image's file cannot be read: {os.strerror(number)}; repair its disk or server")
 
 
 @pytest.mark.usefixtures("_short_patience")
